@@ -1,0 +1,192 @@
+package zcnet
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file is what happens to memory in flight when its connection is closed. After close(2) the kernel goes on
+// sending from the memory, and nobody can hear any more when it has finished. So a second descriptor of the socket
+// is kept until the last completion has come.
+
+// holding is the descriptor that outlives Close, and the clock that ends its wait.
+type holding struct {
+	file  *os.File
+	raw   syscall.RawConn
+	once  sync.Once
+	done  chan struct{} // closed when the descriptor is
+	mu    sync.Mutex
+	timer *time.Timer
+	ended bool
+}
+
+// control calls f with a descriptor of the socket, before and after Close.
+func (s *socket) control(f func(fd uintptr)) error {
+	if h := s.held.Load(); h != nil {
+		return h.raw.Control(f)
+	}
+	return s.raw.Control(f)
+}
+
+// close is Conn.Close.
+func (s *socket) close() error {
+	s.readers.mu.Lock()
+	again := s.closing.Swap(true)
+	s.readers.mu.Unlock()
+	if again {
+		return s.tc.Close()
+	}
+	busy := s.ledger.close()
+	if !s.watched.Load() {
+		return s.tc.Close()
+	}
+	if !busy {
+		_ = s.raw.Control(s.unwatch)
+		return s.tc.Close()
+	}
+	h, linger, err := s.hold()
+	if err != nil {
+		return s.closeUnheld(err)
+	}
+	err = s.tc.Close()
+	h.begin(s, linger)
+	return err
+}
+
+// hold makes a second descriptor and moves the poller to it. It returns the socket's SO_LINGER, and turns it off, for
+// it would make the last close(2) block.
+func (s *socket) hold() (h *holding, linger unix.Linger, err error) {
+	dup := -1
+	ctlErr := s.raw.Control(func(fd uintptr) {
+		if dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			err = os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+			return
+		}
+		s.unwatch(fd)
+	})
+	if ctlErr != nil {
+		return nil, linger, cause(ctlErr)
+	}
+	if err != nil {
+		return nil, linger, err
+	}
+	if l, lingerErr := unix.GetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER); lingerErr == nil {
+		linger = *l
+	}
+	if linger.Onoff != 0 {
+		_ = unix.SetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
+	}
+	h = &holding{file: os.NewFile(uintptr(dup), "tcp"), done: make(chan struct{})}
+	if h.raw, err = h.file.SyscallConn(); err != nil {
+		h.file.Close()
+		return nil, linger, err
+	}
+	s.held.Store(h)
+	return h, linger, nil
+}
+
+// begin ends the stream as close(2) would have, and waits for completions in the background.
+func (h *holding) begin(s *socket, linger unix.Linger) {
+	abort := linger.Onoff != 0 && linger.Linger == 0
+	_ = h.raw.Control(func(fd uintptr) {
+		if !abort {
+			_ = unix.Shutdown(int(fd), unix.SHUT_RDWR) // fails if the peer has reset: then nothing is left to end
+		}
+		if err := thePoller.watch(int(fd), s, false); err != nil {
+			abort = true // nobody would hear the completions: make them come now
+		}
+	})
+	if abort {
+		s.abort("reset by Close")
+		return
+	}
+	h.after(s.cfg.CloseTimeout, func() { s.abort(fmt.Sprintf("reset %v after Close", s.cfg.CloseTimeout)) })
+	s.drained()
+	if linger.Onoff != 0 {
+		select {
+		case <-h.done:
+		case <-time.After(time.Duration(linger.Linger) * time.Second):
+		}
+	}
+}
+
+// after replaces what the clock will do, unless the wait has ended.
+func (h *holding) after(d time.Duration, f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+	if !h.ended {
+		h.timer = time.AfterFunc(d, f)
+	}
+}
+
+// abort resets the connection, which purges the queues of the socket and so frees all memory but what a device
+// holds. It gives that as long again.
+func (s *socket) abort(why string) {
+	s.ledger.fail(fmt.Errorf("%w: %s", ErrConnFailed, why))
+	_ = s.control(func(fd uintptr) {
+		if err := disconnect(fd); err != nil {
+			s.log(slog.LevelWarn, "could not reset a closed connection", "error", err)
+		}
+	})
+	s.held.Load().after(s.cfg.CloseTimeout, s.giveUp)
+	s.drained()
+}
+
+// giveUp ends the wait for completions that have not come.
+func (s *socket) giveUp() {
+	s.abandon()
+	s.finish(s.held.Load())
+}
+
+// abandon resolves what is in flight as unproven, and says so.
+func (s *socket) abandon() {
+	if n := s.ledger.abandon(); n > 0 {
+		s.log(slog.LevelWarn, "memory in flight was never released and will not be used again", "bytes", n)
+	}
+}
+
+// finishClose ends the wait if nothing is in flight any more.
+func (s *socket) finishClose() {
+	if h := s.held.Load(); h != nil && s.ledger.idle() {
+		s.finish(h)
+	}
+}
+
+// finish closes the second descriptor, once.
+func (s *socket) finish(h *holding) {
+	h.once.Do(func() {
+		h.mu.Lock()
+		h.ended = true
+		if h.timer != nil {
+			h.timer.Stop()
+		}
+		h.mu.Unlock()
+		_ = h.raw.Control(s.unwatch)
+		_ = h.file.Close()
+		close(h.done)
+	})
+}
+
+// closeUnheld closes a connection whose descriptor could not be held, for want of another. A reset frees all but what
+// a device holds, but nobody will hear of it.
+func (s *socket) closeUnheld(why error) error {
+	s.log(slog.LevelWarn, "closing with memory in flight", "error", why)
+	s.ledger.fail(fmt.Errorf("%w: reset by Close: %v", ErrConnFailed, why))
+	_ = s.raw.Control(func(fd uintptr) {
+		_ = disconnect(fd)
+		s.drain(fd)
+		s.unwatch(fd)
+	})
+	err := s.tc.Close()
+	s.abandon()
+	return err
+}

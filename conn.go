@@ -1,0 +1,401 @@
+package zcnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// This file is the net.Conn face: wrapping, reads that survive the completions of writes, and Close.
+
+// Config holds what may be set about a connection. The zero value, and a nil *Config, are the default. A Config may
+// be shared by many connections and must not be changed once it is in use.
+type Config struct {
+	// Threshold is the length in bytes from which a write is sent without copying; shorter ones are copied, which is
+	// faster for them. 0 means DefaultThreshold.
+	Threshold int
+
+	// MaxInFlight bounds the bytes that the kernel may hold lent memory for. A write that would exceed it is copied
+	// from there on; it does not wait. 0 means no bound but the socket's send buffer.
+	MaxInFlight int64
+
+	// CloseTimeout is how long Close goes on, in the background, to deliver what is in flight before it resets the
+	// connection. 0 means DefaultCloseTimeout.
+	CloseTimeout time.Duration
+
+	// ErrorQueue is called with each message of the socket's error queue that is not a zero-copy completion, such as
+	// a transmit timestamp (SO_TIMESTAMPING) or an ICMP error (IP_RECVERR), in the order of the queue, and never twice at a time
+	// for one connection. It must not block: completions of all connections may wait for it. Without it such
+	// messages are counted in Stats and dropped. The library reads the error queue of a connection from its first
+	// zero-copy send on; nobody else may.
+	ErrorQueue func(c *net.TCPConn, m ErrorQueueMessage)
+
+	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven. nil logs
+	// nothing.
+	Logger *slog.Logger
+
+	// insist keeps flagging on a path that copies: for tests of completions over loopback.
+	insist bool
+}
+
+// Defaults of [Config].
+const (
+	// DefaultThreshold is about where the cost of pinning pages and reading completions equals that of the copy.
+	DefaultThreshold = 32 << 10
+	// DefaultCloseTimeout lets a slow receiver empty a full send buffer.
+	DefaultCloseTimeout = time.Minute
+)
+
+// withDefaults returns a copy of cfg with every default filled in.
+func (cfg *Config) withDefaults() *Config {
+	full := Config{}
+	if cfg != nil {
+		full = *cfg
+	}
+	if full.Threshold <= 0 {
+		full.Threshold = DefaultThreshold
+	}
+	if full.CloseTimeout <= 0 {
+		full.CloseTimeout = DefaultCloseTimeout
+	}
+	return &full
+}
+
+// Wrap returns a [*Conn] that sends over c, if c is a *net.TCPConn whose socket can send without copying; otherwise it
+// returns c itself, unchanged. [Probe] says why. The result replaces c, which must not be used for reading or
+// closing any more. Setting ZCNET_DISABLE=1 in the environment makes Wrap return its input always.
+func Wrap(c net.Conn, cfg *Config) net.Conn {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return c
+	}
+	zc, err := NewConn(tc, cfg)
+	if err != nil {
+		return c
+	}
+	return zc
+}
+
+// NewConn is the strict form of [Wrap]: where zero-copy is not to be had it returns an error that says why and that
+// matches errors.ErrUnsupported, and leaves c as it was.
+func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
+	if c == nil {
+		return nil, errors.New("zcnet: NewConn of a nil *net.TCPConn")
+	}
+	if os.Getenv(disableEnv) == "1" {
+		return nil, unsupported("it is turned off by " + disableEnv + "=1 in the environment")
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("zcnet: %w", err)
+	}
+	if err := enableZeroCopy(raw); err != nil {
+		return nil, err
+	}
+	return &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}}, nil
+}
+
+const disableEnv = "ZCNET_DISABLE"
+
+// unsupported makes the error of a connection that cannot send without copying.
+func unsupported(why string) error {
+	return fmt.Errorf("zcnet: zero-copy sends are not available on this connection: %s: %w", why, errors.ErrUnsupported)
+}
+
+// NewListener returns a listener whose Accept returns [Wrap] of what l accepts.
+func NewListener(l net.Listener, cfg *Config) net.Listener {
+	return &listener{Listener: l, cfg: cfg.withDefaults()}
+}
+
+type listener struct {
+	net.Listener
+	cfg *Config
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return Wrap(c, l.cfg), nil
+}
+
+var (
+	_ net.Conn       = &Conn{}
+	_ ZeroCopyWriter = &Conn{}
+	_ io.ReaderFrom  = &Conn{}
+	_ io.WriterTo    = &Conn{}
+	_ syscall.Conn   = &Conn{}
+)
+
+// Conn is a TCP connection that can send without copying: a net.Conn and a [ZeroCopyWriter]. It embeds the
+// *net.TCPConn, so that net.Buffers, sendfile and splice keep their fast paths and every option can be set. All its
+// methods may be called by many goroutines at once.
+//
+// It deviates from *net.TCPConn in this:
+//
+//   - WritePinned, WritePinnedBuffers and Flush are new. Write copies, as ever.
+//   - Close returns at once, as ever, but while memory is in flight the connection is delivered, or reset, in the
+//     background; see [Conn.Close].
+//   - The library reads the socket's error queue; see Config.ErrorQueue.
+//   - Reading or closing the embedded *net.TCPConn directly, or reading through SyscallConn, goes round the
+//     library. Such a read can fail with "not pollable" while completions arrive, and such a Close breaks the
+//     promise about memory in flight.
+type Conn struct {
+	*net.TCPConn
+	s *socket
+}
+
+// socket is everything about a Conn but its face. The poller refers to it while completions are expected.
+type socket struct {
+	tc  *net.TCPConn
+	raw syscall.RawConn
+	cfg *Config
+
+	ledger  ledger
+	path    pathState
+	stats   counters
+	foreign foreignQueue
+	refused atomic.Bool // flagged calls do not work here after all
+	watched atomic.Bool // the poller hears completions
+	readers readWaiters
+
+	drainMu sync.Mutex              // one goroutine reads the error queue at a time
+	closing atomic.Bool             // Close was called
+	held    atomic.Pointer[holding] // the descriptor that outlives Close while memory is in flight
+}
+
+// opError makes the error that a *net.TCPConn would return.
+func (s *socket) opError(op string, err error) error {
+	if errno, ok := err.(syscall.Errno); ok {
+		err = os.NewSyscallError(syscallOf[op], errno)
+	}
+	return &net.OpError{Op: op, Net: "tcp", Source: s.tc.LocalAddr(), Addr: s.tc.RemoteAddr(), Err: err}
+}
+
+// syscallOf names the system call behind an operation.
+var syscallOf = map[string]string{"read": "read", "write": "sendmsg"}
+
+// cause takes the *net.OpError off an error of package net.
+func cause(err error) error {
+	if op, ok := err.(*net.OpError); ok {
+		return op.Err
+	}
+	return err
+}
+
+// refuse turns flagged calls off for good.
+func (s *socket) refuse(err error) {
+	if !s.refused.Swap(true) {
+		s.log(slog.LevelWarn, "zero-copy sends turned off", "error", err)
+	}
+}
+
+func (s *socket) log(level slog.Level, msg string, args ...any) {
+	if s.cfg.Logger != nil {
+		s.cfg.Logger.Log(context.Background(), level, "zcnet: "+msg, append(args, "local", s.tc.LocalAddr(), "remote", s.tc.RemoteAddr())...)
+	}
+}
+
+// Read reads as *net.TCPConn does, and goes on doing so while completions arrive.
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	if !refused(err) {
+		return n, err
+	}
+	return c.s.read(b)
+}
+
+// refused reports whether the runtime's poller refused a read before its system call. It does so ("not pollable")
+// after a completion has arrived while the socket was neither readable nor writable, which is normal under bulk
+// sending: epoll then reports a bare EPOLLERR, the poller marks the descriptor as broken for reading
+// (netpollcheckerr in runtime/netpoll.go), and takes the mark back only at another kind of event. The error is not
+// exported, so it is told by what it is not.
+func refused(err error) bool {
+	op, ok := err.(*net.OpError)
+	if !ok || op.Timeout() || errors.Is(op.Err, net.ErrClosed) {
+		return false
+	}
+	var errno syscall.Errno
+	return !errors.As(op.Err, &errno)
+}
+
+// read reads without the runtime's poller: it tries, and waits with the library's.
+func (s *socket) read(b []byte) (int, error) {
+	s.stats.slowReads.Add(1)
+	for {
+		ready, err := s.awaitRead()
+		if err != nil {
+			return 0, s.opError("read", err)
+		}
+		if s.readers.expired() {
+			return 0, s.opError("read", os.ErrDeadlineExceeded)
+		}
+		n, err := s.tryRead(b)
+		switch {
+		case err == syscall.EAGAIN:
+			s.readers.wait(ready)
+		case err != nil:
+			return 0, s.opError("read", err)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// readWaiters are the goroutines that wait for the library's poller to find the socket readable.
+type readWaiters struct {
+	mu       sync.Mutex
+	ready    chan struct{} // closed when the socket is readable, closed, or its deadline has changed; nil if nobody waits
+	armed    bool          // the poller looks for readability
+	deadline time.Time
+}
+
+// next returns the channel to wait on. It must be taken before the read is tried.
+func (r *readWaiters) next() <-chan struct{} {
+	if r.ready == nil {
+		r.ready = make(chan struct{})
+	}
+	return r.ready
+}
+
+// wake lets all waiters try again. It reports whether there were any.
+func (r *readWaiters) wake() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ready == nil {
+		return false
+	}
+	close(r.ready)
+	r.ready = nil
+	return true
+}
+
+func (r *readWaiters) setDeadline(t time.Time) {
+	r.mu.Lock()
+	r.deadline = t
+	r.mu.Unlock()
+	r.wake()
+}
+
+func (r *readWaiters) expired() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.deadline.IsZero() && !time.Now().Before(r.deadline)
+}
+
+// wait returns when ready is closed or the deadline has passed.
+func (r *readWaiters) wait(ready <-chan struct{}) {
+	r.mu.Lock()
+	deadline := r.deadline
+	r.mu.Unlock()
+	if deadline.IsZero() {
+		<-ready
+		return
+	}
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case <-ready:
+	case <-timer.C:
+	}
+}
+
+// WriteTo copies what is read to w until end of file, as *net.TCPConn does: by splice(2) to TCP and unix
+// connections.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	switch w := w.(type) {
+	case *Conn:
+		return c.spliceTo(w.TCPConn)
+	case *net.TCPConn, *net.UnixConn:
+		return c.spliceTo(w)
+	}
+	return io.Copy(w, onlyReader{c})
+}
+
+// spliceTo lets the kernel move the bytes. When the runtime's poller refuses the source, what can be read is
+// carried over by hand; then the kernel goes on.
+func (c *Conn) spliceTo(w io.Writer) (written int64, err error) {
+	var buf []byte
+	for {
+		n, err := c.TCPConn.WriteTo(w)
+		written += n
+		if !refused(err) {
+			return written, err
+		}
+		if buf == nil {
+			buf = make([]byte, 64<<10)
+		}
+		m, err := c.s.read(buf)
+		if err == io.EOF {
+			return written, nil
+		}
+		if err != nil {
+			return written, err
+		}
+		k, err := w.Write(buf[:m])
+		written += int64(k)
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// ReadFrom sends what it reads from r, as *net.TCPConn does: by sendfile(2) from files and by splice(2) from TCP and
+// unix connections. It copies in every other case.
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
+	if src, ok := r.(*Conn); ok {
+		return src.spliceTo(c.TCPConn)
+	}
+	return c.TCPConn.ReadFrom(r)
+}
+
+// onlyReader hides every other method.
+type onlyReader struct{ io.Reader }
+
+// SetDeadline sets the read and write deadlines, as of any net.Conn. Tickets and Flush have none: they take a
+// context.
+func (c *Conn) SetDeadline(t time.Time) error {
+	if err := c.TCPConn.SetDeadline(t); err != nil {
+		return err
+	}
+	c.s.readers.setDeadline(t)
+	return nil
+}
+
+// SetReadDeadline sets the deadline of Read, WriteTo and io.Copy from the connection.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	if err := c.TCPConn.SetReadDeadline(t); err != nil {
+		return err
+	}
+	c.s.readers.setDeadline(t)
+	return nil
+}
+
+// Close closes the connection, as of any net.Conn: blocked reads and writes return, and later ones fail with
+// net.ErrClosed.
+//
+// If memory is in flight the socket lives on in the background until its completions have come: the queued bytes and
+// the end of the stream are delivered, and tickets, Wait and Flush go on working. After Config.CloseTimeout the
+// connection is reset, which makes the kernel give the memory up; tickets then report [ErrConnFailed]. What a device
+// still holds after as long again is given up for lost: tickets report [ErrReleaseUnproven], Stats says how many
+// bytes, and the memory is never used again.
+//
+// SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for
+// what is in flight. Unlike *net.TCPConn's, this Close delivers what is in flight even if received bytes were left
+// unread.
+func (c *Conn) Close() error {
+	err := c.s.close()
+	c.s.readers.wake()
+	return err
+}

@@ -1,0 +1,190 @@
+package zcnet
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file reads the error queue: recvmsg -> parse -> ledger.
+
+// A completion is one range of notification IDs, both ends included, modulo 2^32.
+type completion struct {
+	lo, hi uint32
+	copied bool
+}
+
+// parseCompletions appends the completions among the control messages of one error-queue message to cs. It walks all
+// of them: timestamps and packet information may stand beside or before.
+func parseCompletions(control []byte, cs []completion) []completion {
+	for len(control) >= unix.SizeofCmsghdr {
+		hdr, data, rest, err := unix.ParseOneSocketControlMessage(control)
+		if err != nil {
+			break
+		}
+		if c, ok := parseExtendedErr(hdr.Level, hdr.Type, data); ok {
+			cs = append(cs, c)
+		}
+		control = rest
+	}
+	return cs
+}
+
+// parseExtendedErr reads a struct sock_extended_err (include/uapi/linux/errqueue.h) that reports a zero-copy
+// completion. The level is that of the socket's family, also where the connection is IPv4 on an IPv6 socket.
+func parseExtendedErr(level, typ int32, data []byte) (c completion, ok bool) {
+	switch {
+	case level == unix.SOL_IP && typ == unix.IP_RECVERR:
+	case level == unix.SOL_IPV6 && typ == unix.IPV6_RECVERR:
+	default:
+		return c, false
+	}
+	if len(data) < int(unsafe.Sizeof(unix.SockExtendedErr{})) {
+		return c, false
+	}
+	errno, origin, code := binary.NativeEndian.Uint32(data), data[4], data[6]
+	if errno != 0 || origin != unix.SO_EE_ORIGIN_ZEROCOPY {
+		return c, false
+	}
+	return completion{
+		lo:     binary.NativeEndian.Uint32(data[8:]),
+		hi:     binary.NativeEndian.Uint32(data[12:]),
+		copied: code&unix.SO_EE_CODE_ZEROCOPY_COPIED != 0,
+	}, true
+}
+
+// errorQueue is what reading the error queue takes. A completion needs 48 bytes of control messages; the rest is for
+// the largest other message there is, a transmit timestamp with SOF_TIMESTAMPING_OPT_STATS.
+type errorQueue struct {
+	hdr     unix.Msghdr
+	iov     unix.Iovec
+	poll    [1]unix.PollFd
+	news    []completion
+	control [2048]byte
+	data    [4096]byte
+
+	s     *socket
+	drain func(fd uintptr) // e.drainSocket, bound once
+}
+
+var errorQueues = sync.Pool{New: func() any {
+	e := &errorQueue{news: make([]completion, 0, 64)}
+	e.drain = e.drainSocket
+	return e
+}}
+
+// drained is called by the poller when the socket has reported an error or a hang-up.
+func (s *socket) drained() {
+	e := errorQueues.Get().(*errorQueue)
+	e.s = s
+	_ = s.control(e.drain) // fails only once the descriptor is gone, and with it the queue
+	e.s = nil
+	errorQueues.Put(e)
+	s.deliver()
+	s.finishClose()
+}
+
+func (e *errorQueue) drainSocket(fd uintptr) { e.drainAll(e.s, fd) }
+
+// drain reads the error queue until it is empty, and returns how many IDs came back. It does not block, and nothing
+// in it waits for the reader of another connection.
+func (s *socket) drain(fd uintptr) (ids uint64) {
+	e := errorQueues.Get().(*errorQueue)
+	defer errorQueues.Put(e)
+	return e.drainAll(s, fd)
+}
+
+func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
+	s.drainMu.Lock()
+	defer s.drainMu.Unlock()
+	s.stats.drains.Add(1)
+	for more := true; more; {
+		var suspect bool
+		more, suspect = e.fill(s, fd)
+		// Completions of a purged queue look like all others: ask before they are booked. A dead socket sets its
+		// error before it purges (tcp_reset, tcp_done_with_error in net/ipv4/tcp_input.c).
+		if suspect && lostUnacknowledged(fd) {
+			s.ledger.fail(ErrConnFailed)
+		}
+		ids += s.book(e.news)
+	}
+	return ids
+}
+
+// fill reads completions into e.news, as many as fit. It reports whether there may be more, and whether the socket
+// shows signs of being dead: a hang-up, or an error while the queue is empty.
+func (e *errorQueue) fill(s *socket, fd uintptr) (more, suspect bool) {
+	e.news = e.news[:0]
+	for len(e.news) < cap(e.news) {
+		events := e.pollNow(fd)
+		suspect = suspect || events&unix.POLLHUP != 0
+		if events&unix.POLLERR == 0 {
+			return false, suspect
+		}
+		switch err := e.receive(s, fd); err {
+		case nil, unix.EINTR:
+		default:
+			return false, true
+		}
+	}
+	return true, suspect
+}
+
+// pollNow returns the socket's events, POLLERR and POLLHUP among them.
+func (e *errorQueue) pollNow(fd uintptr) int16 {
+	e.poll[0] = unix.PollFd{Fd: int32(fd)}
+	for {
+		if _, err := unix.Poll(e.poll[:], 0); err != unix.EINTR {
+			return e.poll[0].Revents
+		}
+	}
+}
+
+// receive reads one message of the error queue.
+func (e *errorQueue) receive(s *socket, fd uintptr) error {
+	e.iov.Base = &e.data[0]
+	e.iov.SetLen(len(e.data))
+	e.hdr = unix.Msghdr{Iov: &e.iov, Control: &e.control[0]}
+	e.hdr.SetIovlen(1)
+	e.hdr.SetControllen(len(e.control))
+	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&e.hdr)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+	if errno != 0 {
+		return errno
+	}
+	control := e.control[:e.hdr.Controllen]
+	known := len(e.news)
+	if e.news = parseCompletions(control, e.news); len(e.news) == known {
+		s.foreignMessage(control, e.data[:n], int(e.hdr.Flags))
+	}
+	return nil
+}
+
+// foreignMessage keeps a message that is not a completion for Config.ErrorQueue.
+func (s *socket) foreignMessage(control, data []byte, flags int) {
+	s.stats.foreign.Add(1)
+	if s.cfg.ErrorQueue == nil {
+		return
+	}
+	s.foreign.add(ErrorQueueMessage{
+		Control: slices.Clone(control),
+		Data:    slices.Clone(data),
+		Flags:   flags & (unix.MSG_TRUNC | unix.MSG_CTRUNC),
+	})
+}
+
+// book passes completions on to the ledger, and to what the connection learns of its path.
+func (s *socket) book(news []completion) (ids uint64) {
+	for _, c := range news {
+		n := s.ledger.completed(c.lo, c.hi, c.copied)
+		ids += n
+		if n > 0 && s.path.learn(n, c.copied, time.Now()) {
+			s.log(slog.LevelDebug, "the kernel's copying on this path has changed", "copies", c.copied)
+		}
+	}
+	return ids
+}

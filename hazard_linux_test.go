@@ -1,0 +1,705 @@
+package zcnet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/zcnet-go/zcnet/internal/lab"
+)
+
+// The hazards of zero-copy sending, each by name, on the real kernel, and on the link that does not copy wherever it
+// matters that the peer receives what is in the memory now.
+
+// labPair returns the two ends of a TCP connection over the copy-free link. The near end can send without copying.
+func labPair(t testing.TB, link *lab.Link) (near, far *net.TCPConn) {
+	t.Helper()
+	l, err := link.Receiver.ListenAddr("tcp4", net.JoinHostPort(link.Receiver.IPv4().String(), "0"))
+	check(t, err)
+	defer l.Close()
+	n, err := link.Sender.Dial(testContext(t), "tcp4", l.Addr().String())
+	check(t, err)
+	f, err := l.Accept()
+	check(t, err)
+	t.Cleanup(func() { n.Close(); f.Close() })
+	return n.(*net.TCPConn), f.(*net.TCPConn)
+}
+
+// allocNoise returns memory of Alloc filled with noise, and a copy of it.
+func allocNoise(t testing.TB, n int, seed uint64) (p Pinned, want []byte) {
+	t.Helper()
+	p, err := Alloc(n)
+	check(t, err)
+	want = noise(n, seed)
+	copy(p.Bytes(), want)
+	return p, want
+}
+
+// pendingWrite queues about a send buffer full of data that the peer does not read, and returns its ticket and how
+// much it is.
+func pendingWrite(t testing.TB, c *Conn, p Pinned) (ticket Ticket, queued int) {
+	t.Helper()
+	check(t, c.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
+	ticket, err := c.WritePinned(p)
+	var we *WriteError
+	if !errors.As(err, &we) || !we.Timeout() {
+		t.Fatalf("a write of %d bytes to a peer that does not read: %v, want a timeout", p.Len(), err)
+	}
+	check(t, c.SetWriteDeadline(time.Time{}))
+	if ticket.Ready() {
+		t.Fatal("the ticket is done though the peer has not read")
+	}
+	return ticket, int(we.Queued)
+}
+
+func TestLabSendsEveryByteAboveTheThresholdUncopied(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	big, want := allocNoise(t, 8<<20, 1)
+	defer big.Release()
+	const small = DefaultThreshold - 1
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for range 4 {
+			expect(t, far, want)
+			expect(t, far, want[:small])
+		}
+	})
+	for range 4 {
+		ticket, err := c.WritePinned(big)
+		check(t, err)
+		copied, err := c.WritePinned(big.Slice(0, small))
+		check(t, err)
+		if !copied.Ready() || copied.Outcome() != OutcomeCopied {
+			t.Errorf("below the threshold: ready %v, %v; want a done, copied ticket", copied.Ready(), copied.Outcome())
+		}
+		check(t, ticket.Wait(testContext(t)))
+		if got := ticket.Outcome(); got != OutcomeZeroCopied {
+			t.Errorf("above the threshold: %v, want %v", got, OutcomeZeroCopied)
+		}
+	}
+	reading.Wait()
+	s := c.Stats()
+	if s.ZeroCopiedBytes != 4*8<<20 || s.MaybeCopiedBytes != 0 || s.CopiedBytes != 4*small {
+		t.Errorf("%d bytes without copy, %d perhaps copied, %d copied; want %d, 0, %d", s.ZeroCopiedBytes, s.MaybeCopiedBytes, s.CopiedBytes, 4*8<<20, 4*small)
+	}
+	if s.Fallbacks != (Fallbacks{Threshold: 4}) || s.Writes != 8 || s.BytesInFlight != 0 || s.IDsInFlight != 0 || s.Released != 4 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+func TestHeaderIsCopiedAndBodyIsNot(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	body, want := allocNoise(t, 1<<20, 1)
+	defer body.Release()
+	header := noise(24, 2)
+	ticket, err := c.WritePinnedBuffers([]Pinned{Pin(header), body})
+	check(t, err)
+	clear(header[:0])
+	expect(t, far, header)
+	expect(t, far, want)
+	check(t, ticket.Wait(testContext(t)))
+	if s := c.Stats(); s.CopiedBytes != 24 || s.ZeroCopiedBytes != 1<<20 {
+		t.Errorf("%d bytes copied and %d not, want 24 and %d", s.CopiedBytes, s.ZeroCopiedBytes, 1<<20)
+	}
+}
+
+func TestMemoryIsReusableOnceItsTicketIsDone(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	const rounds, size = 200, 256 << 10
+	buffers := make([]Pinned, 4)
+	tickets := make([]Ticket, len(buffers))
+	for i := range buffers {
+		buffers[i], _ = allocNoise(t, size, 0)
+		defer buffers[i].Release()
+	}
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for round := range rounds {
+			expect(t, far, bytes.Repeat([]byte{byte(round), byte(round >> 8)}, size/2))
+		}
+	})
+	for round := range rounds {
+		i := round % len(buffers)
+		check(t, tickets[i].Wait(testContext(t)))
+		b := buffers[i].Bytes()
+		for j := 0; j < size; j += 2 {
+			b[j], b[j+1] = byte(round), byte(round>>8)
+		}
+		var err error
+		tickets[i], err = c.WritePinned(buffers[i])
+		check(t, err)
+	}
+	check(t, c.Flush(testContext(t)))
+	reading.Wait()
+}
+
+func TestTicketNobodyWaitsForStillReleasesItsMemory(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	p, want := allocNoise(t, 1<<20, 1)
+	if _, err := c.WritePinned(p); err != nil {
+		t.Fatal(err)
+	}
+	p.Release()
+	if s := p.r.state.Load(); s>>1 == 0 {
+		t.Fatal("the memory is gone while it is in flight")
+	}
+	expect(t, far, want)
+	eventually(t, "the memory is released", func() bool { return p.r.state.Load() == regionReleased })
+}
+
+// TestNaiveCloseSendsWhatIsWrittenLater shows the hazard that Close answers: without a ledger, what is written to
+// the memory after close(2) reaches the peer.
+func TestNaiveCloseSendsWhatIsWrittenLater(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	p, want := allocNoise(t, 16<<20, 1)
+	defer p.Release()
+	raw, err := near.SyscallConn()
+	check(t, err)
+	check(t, enableZeroCopy(raw))
+	queued := 0
+	var msg message
+	check(t, raw.Control(func(fd uintptr) {
+		for queued < p.Len() {
+			msg.clear()
+			msg.add(p.Bytes()[queued:min(queued+flaggedCall, p.Len())])
+			n, err := msg.send(fd, msgZeroCopy)
+			if err != nil {
+				break
+			}
+			queued += n
+		}
+	}))
+	check(t, near.Close())
+	clear(p.Bytes())
+	got, err := io.ReadAll(far)
+	check(t, err)
+	if len(got) != queued {
+		t.Fatalf("%d bytes came, want %d", len(got), queued)
+	}
+	if bytes.Equal(got, want[:queued]) {
+		t.Fatal("everything came as it was before: the test shows no hazard")
+	}
+}
+
+func TestCloseKeepsMemoryInFlightUntilItIsReleased(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	p, want := allocNoise(t, 16<<20, 1)
+	ticket, queued := pendingWrite(t, c, p)
+	p.Release()
+	check(t, c.Close())
+	if ticket.Ready() {
+		t.Fatal("done at Close")
+	}
+	// The memory is not mapped for anything else: what a new user of memory writes does not reach the peer.
+	other, err := Alloc(16 << 20)
+	check(t, err)
+	defer other.Release()
+	b := other.Bytes()
+	for i := range b {
+		b[i] = 0xee
+	}
+	// And whoever waits for the ticket before writing is safe.
+	overwritten := make(chan error, 1)
+	go func() {
+		overwritten <- ticket.Wait(context.Background())
+	}()
+	expect(t, far, want[:queued])
+	expectEOF(t, far)
+	check(t, <-overwritten)
+	check(t, c.Flush(testContext(t)))
+	eventually(t, "the memory is released", func() bool { return p.r.state.Load() == regionReleased })
+	if s := c.Stats(); s.UnprovenBytes != 0 || s.BytesInFlight != 0 {
+		t.Errorf("%d bytes unproven, %d in flight", s.UnprovenBytes, s.BytesInFlight)
+	}
+}
+
+func TestMemoryRewrittenAfterCloseAtItsTicketDoesNotReachThePeer(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	const size = 64 << 10
+	p, want := allocNoise(t, 16<<20, 1)
+	defer p.Release()
+	var tickets []Ticket
+	queued := 0
+	check(t, c.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
+	for queued < p.Len() {
+		ticket, err := c.WritePinned(p.Slice(queued, queued+size))
+		tickets = append(tickets, ticket)
+		var we *WriteError
+		if errors.As(err, &we) {
+			queued += int(we.Queued)
+			break
+		}
+		queued += size
+	}
+	if queued == p.Len() {
+		t.Fatal("the peer's and our buffers took everything: nothing is in flight")
+	}
+	check(t, c.Close())
+	var writing sync.WaitGroup
+	for i, ticket := range tickets {
+		writing.Go(func() {
+			if err := ticket.Wait(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			clear(p.Bytes()[i*size : (i+1)*size])
+		})
+	}
+	expect(t, far, want[:queued])
+	expectEOF(t, far)
+	writing.Wait()
+}
+
+func TestPeerThatNeverReads(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, &Config{CloseTimeout: 100 * time.Millisecond})
+	p, _ := allocNoise(t, 16<<20, 1)
+	ticket, _ := pendingWrite(t, c, p)
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := ticket.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Wait: %v, want the context's error", err)
+	}
+	if err := c.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Flush: %v, want the context's error", err)
+	}
+
+	check(t, c.Close())
+	p.Release()
+	if err := ticket.Wait(testContext(t)); !errors.Is(err, ErrConnFailed) || !strings.Contains(err.Error(), "reset 100ms after Close") {
+		t.Errorf("ticket after the close timeout: %v, want ErrConnFailed and the reason", err)
+	}
+	if err := c.Flush(testContext(t)); !errors.Is(err, ErrConnFailed) {
+		t.Errorf("Flush after the close timeout: %v, want ErrConnFailed", err)
+	}
+	eventually(t, "the memory is released", func() bool { return p.r.state.Load() == regionReleased })
+	if _, err := io.Copy(io.Discard, far); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the peer's read: %v, want a reset", err)
+	}
+	if s := c.Stats(); !s.ConnectionFailed || s.UnprovenBytes != 0 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+func TestLingerZeroResetsAtOnceAndReleases(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil) // the default close timeout is far longer than this test waits
+	p, _ := allocNoise(t, 16<<20, 1)
+	ticket, _ := pendingWrite(t, c, p)
+	p.Release()
+	check(t, c.SetLinger(0))
+	check(t, c.Close())
+	if err := ticket.Wait(testContext(t)); !errors.Is(err, ErrConnFailed) {
+		t.Errorf("ticket: %v, want ErrConnFailed", err)
+	}
+	eventually(t, "the memory is released", func() bool { return p.r.state.Load() == regionReleased })
+	if _, err := io.Copy(io.Discard, far); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the peer's read: %v, want a reset", err)
+	}
+}
+
+func TestLingerMakesCloseWait(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	p, want := allocNoise(t, 16<<20, 1)
+	defer p.Release()
+	ticket, queued := pendingWrite(t, c, p)
+	check(t, c.SetLinger(int(testTimeout/time.Second)))
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		time.Sleep(20 * time.Millisecond)
+		expect(t, far, want[:queued])
+		expectEOF(t, far)
+	})
+	check(t, c.Close())
+	if !ticket.Ready() {
+		t.Error("Close returned before what was in flight had been delivered")
+	}
+	reading.Wait()
+}
+
+func TestCloseWriteKeepsCompletionsComing(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	p, want := allocNoise(t, 16<<20, 1)
+	defer p.Release()
+	ticket, queued := pendingWrite(t, c, p)
+	check(t, c.CloseWrite())
+	if _, err := c.WritePinned(p); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("WritePinned after CloseWrite: %v, want EPIPE", err)
+	}
+	expect(t, far, want[:queued])
+	expectEOF(t, far)
+	check(t, ticket.Wait(testContext(t)))
+	if _, err := far.Write([]byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, c, []byte("answer"))
+	check(t, far.Close())
+	expectEOF(t, c)
+	check(t, c.Flush(testContext(t)))
+	if c.Stats().ConnectionFailed {
+		t.Error("an orderly end counts as a failure")
+	}
+}
+
+func TestPeerResetFailsWhatIsInFlight(t *testing.T) {
+	for _, who := range []string{"reader", "writer", "nobody"} {
+		t.Run("found by "+who, func(t *testing.T) {
+			link := lab.ForTest(t)
+			near, far := labPair(t, link)
+			c := wrap(t, near, nil)
+			p, _ := allocNoise(t, 16<<20, 1)
+			ticket, _ := pendingWrite(t, c, p)
+			var finding sync.WaitGroup
+			switch who {
+			case "reader":
+				finding.Go(func() {
+					if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+						t.Errorf("Read: %v, want ECONNRESET", err)
+					}
+				})
+			case "writer":
+				finding.Go(func() {
+					if _, err := c.WritePinned(p); !errors.Is(err, syscall.ECONNRESET) {
+						t.Errorf("WritePinned: %v, want ECONNRESET", err)
+					}
+				})
+			}
+			check(t, far.SetLinger(0))
+			check(t, far.Close())
+			if err := ticket.Wait(testContext(t)); !errors.Is(err, ErrConnFailed) {
+				t.Errorf("ticket: %v, want ErrConnFailed", err)
+			}
+			finding.Wait()
+			p.Release()
+			if err := c.Flush(testContext(t)); !errors.Is(err, ErrConnFailed) {
+				t.Errorf("Flush: %v, want ErrConnFailed", err)
+			}
+			eventually(t, "the memory is released", func() bool { return p.r.state.Load() == regionReleased })
+			check(t, c.Close())
+		})
+	}
+}
+
+// TestMemoryHeldByADeviceIsNeverReused holds packets back in a queue of the sender's device, beyond the reach of a
+// reset.
+func TestMemoryHeldByADeviceIsNeverReused(t *testing.T) {
+	link := lab.ForTest(t)
+	near, _ := labPair(t, link)
+	check(t, link.Sender.Do(func() error {
+		dev, err := netlink.LinkByName("veth0")
+		if err != nil {
+			return err
+		}
+		const rate, burst = 20_000, 70_000 // bytes a second, and at once: one packet every three seconds
+		return netlink.QdiscAdd(&netlink.Tbf{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: dev.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+			Rate:       rate, Limit: 64 << 20, Buffer: netlink.Xmittime(rate, burst),
+		})
+	}))
+	c := wrap(t, near, &Config{CloseTimeout: 50 * time.Millisecond})
+	p, err := Alloc(1 << 20)
+	check(t, err)
+	ticket, err := c.WritePinned(p)
+	check(t, err)
+	p.Release()
+	check(t, c.Close())
+	if err := ticket.Wait(testContext(t)); !errors.Is(err, ErrReleaseUnproven) {
+		t.Fatalf("ticket: %v, want ErrReleaseUnproven", err)
+	}
+	if got := c.Stats().UnprovenBytes; got != 1<<20 {
+		t.Errorf("%d bytes unproven, want %d", got, 1<<20)
+	}
+	if s := p.r.state.Load(); s == regionReleased {
+		t.Error("the memory was unmapped")
+	}
+	if err := c.Flush(testContext(t)); !errors.Is(err, ErrReleaseUnproven) {
+		t.Errorf("Flush: %v, want ErrReleaseUnproven", err)
+	}
+}
+
+func TestSmallOptmemNeverBlocks(t *testing.T) {
+	for _, max := range []string{"0", "2000", "6000"} {
+		t.Run(max, func(t *testing.T) {
+			link := lab.ForTest(t)
+			check(t, link.Sender.SetSysctl("net.core.optmem_max", max))
+			near, far := labPair(t, link)
+			c := wrap(t, near, &Config{Threshold: 1})
+			p, want := allocNoise(t, 1<<20, 1)
+			defer p.Release()
+			const rounds, cut = 20, 8 << 10
+			var reading sync.WaitGroup
+			reading.Go(func() {
+				for range rounds {
+					expect(t, far, want)
+					time.Sleep(time.Millisecond)
+				}
+			})
+			for range rounds {
+				for off := 0; off < p.Len(); off += cut {
+					_, err := c.WritePinned(p.Slice(off, off+cut))
+					check(t, err)
+				}
+			}
+			reading.Wait()
+			check(t, c.Flush(testContext(t)))
+			s := c.Stats()
+			if s.EnobufsOptmem == 0 || s.EnobufsMemlock != 0 {
+				t.Errorf("ENOBUFS by optmem %d, by memlock %d; want some and none", s.EnobufsOptmem, s.EnobufsMemlock)
+			}
+			if max == "0" && (s.Sends != 0 || s.CopiedBytes != rounds<<20 || s.Fallbacks.Optmem == 0) {
+				t.Errorf("without any optmem: %+v", s)
+			}
+			if max == "6000" && s.ZeroCopiedBytes == 0 {
+				t.Error("nothing was sent without copy")
+			}
+		})
+	}
+}
+
+func TestPacketSocketTurnsZeroCopyOffAndItComesBack(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	p, want := allocNoise(t, 1<<20, 1)
+	defer p.Release()
+	send := func() Outcome {
+		t.Helper()
+		var reading sync.WaitGroup
+		reading.Go(func() { expect(t, far, want) })
+		ticket, err := c.WritePinned(p)
+		check(t, err)
+		reading.Wait()
+		check(t, ticket.Wait(testContext(t)))
+		return ticket.Outcome()
+	}
+	if o := send(); o != OutcomeZeroCopied {
+		t.Fatalf("before: %v", o)
+	}
+	var capture int
+	check(t, link.Sender.Do(func() (err error) {
+		capture, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+		return err
+	}))
+	eventually(t, "the kernel's copies are noticed", func() bool { send(); return c.Stats().PathCopies })
+	if o := send(); o != OutcomeCopied {
+		t.Errorf("while somebody listens: %v, want %v", o, OutcomeCopied)
+	}
+	if c.Stats().Fallbacks.Path == 0 {
+		t.Error("the reason is not counted")
+	}
+	check(t, unix.Close(capture))
+	eventually(t, "zero-copy comes back", func() bool { return send() == OutcomeZeroCopied })
+	if c.Stats().PathCopies {
+		t.Error("the path is still said to copy")
+	}
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+func TestConnectionsOfADeadReceiverDoNotDisturbOthers(t *testing.T) {
+	link := lab.ForTest(t)
+	near, _ := labPair(t, link)
+	stuck := wrap(t, near, &Config{CloseTimeout: 50 * time.Millisecond})
+	p, want := allocNoise(t, 16<<20, 1)
+	pendingWrite(t, stuck, p)
+	near, far := labPair(t, link)
+	lively := wrap(t, near, nil)
+	var reading sync.WaitGroup
+	reading.Go(func() { expect(t, far, want) })
+	ticket, err := lively.WritePinned(p)
+	check(t, err)
+	check(t, ticket.Wait(testContext(t)))
+	reading.Wait()
+	p.Release()
+}
+
+// children are the parts of tests that need a process of their own, by name. What one prints is its failure.
+var children = map[string]func() error{
+	"memlock": memlockChild,
+	"nofile":  nofileChild,
+}
+
+const childEnv = "ZCNET_TEST_CHILD"
+
+// childMain runs the part of a test that needs a process of its own, if this process is one.
+func childMain() bool {
+	name := os.Getenv(childEnv)
+	if name == "" {
+		return false
+	}
+	if err := children[name](); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	return true
+}
+
+// runChild runs one of children in a process of its own.
+func runChild(t *testing.T, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*testTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+name)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// childPair is loopbackPair for a child.
+func childPair(cfg *Config) (near *Conn, far net.Conn, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.Close()
+	n, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return nil, nil, err
+	}
+	far, err = l.Accept()
+	if err != nil {
+		return nil, nil, err
+	}
+	near, err = NewConn(n.(*net.TCPConn), cfg)
+	return near, far, err
+}
+
+func TestMemlockLimitOfAnUnprivilegedProcess(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("the child lowers its limit and drops root, which takes root")
+	}
+	runChild(t, "memlock")
+}
+
+// memlockChild sends with less and less RLIMIT_MEMLOCK. The kernel must refuse calls, every byte must arrive, and
+// nothing may wait for a completion that will never come.
+func memlockChild() error {
+	if err := syscall.Setuid(65534); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	for _, limit := range []uint64{256 << 10, 64 << 10, 4 << 10} {
+		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
+			return err
+		}
+		if err := sendUnderMemlock(ctx, limit); err != nil {
+			return fmt.Errorf("limit %d: %w", limit, err)
+		}
+	}
+	return nil
+}
+
+func sendUnderMemlock(ctx context.Context, limit uint64) error {
+	near, far, err := childPair(insist)
+	if err != nil {
+		return err
+	}
+	defer far.Close()
+	defer near.Close()
+	data := noise(4<<20, limit)
+	got := make(chan error, 1)
+	go func() {
+		b := make([]byte, len(data))
+		_, err := io.ReadFull(far, b)
+		if err == nil && !bytes.Equal(b, data) {
+			err = errors.New("wrong bytes")
+		}
+		got <- err
+	}()
+	if _, err := near.WritePinned(Pin(data)); err != nil {
+		return err
+	}
+	if err := near.Flush(ctx); err != nil {
+		return err
+	}
+	if err := <-got; err != nil {
+		return err
+	}
+	s := near.Stats()
+	switch {
+	case s.EnobufsMemlock == 0:
+		return fmt.Errorf("no ENOBUFS was counted as memlock's: %+v", s)
+	case limit < smallestCall && s.Fallbacks.Memlock == 0:
+		return fmt.Errorf("the copying was not counted: %+v", s)
+	case limit > smallestCall && s.Sends == 0:
+		return fmt.Errorf("no smaller call was tried: %+v", s)
+	}
+	return nil
+}
+
+func TestCloseWithoutADescriptorToSpare(t *testing.T) { runChild(t, "nofile") }
+
+// nofileChild closes with memory in flight when no second descriptor can be had: the connection is reset, and what
+// the reset released is proven.
+func nofileChild() error {
+	near, far, err := childPair(insist)
+	if err != nil {
+		return err
+	}
+	defer far.Close()
+	data := noise(16<<20, 1)
+	if err := near.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		return err
+	}
+	ticket, err := near.WritePinned(Pin(data))
+	if !errors.Is(err, os.ErrDeadlineExceeded) || ticket.Ready() {
+		return fmt.Errorf("the write: %v, ready %v; want a timeout with bytes in flight", err, ticket.Ready())
+	}
+	fd, err := unix.Dup(1)
+	if err != nil {
+		return err
+	}
+	limit := uint64(fd) // every lower one is in use
+	if err := unix.Close(fd); err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: 1 << 10}); err != nil {
+		return err
+	}
+	if err := near.Close(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	if err := ticket.Wait(ctx); !errors.Is(err, ErrConnFailed) && !errors.Is(err, ErrReleaseUnproven) {
+		return fmt.Errorf("ticket: %v", err)
+	}
+	if _, err := io.Copy(io.Discard, far); !errors.Is(err, syscall.ECONNRESET) {
+		return fmt.Errorf("the peer's read: %v, want a reset", err)
+	}
+	return nil
+}

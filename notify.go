@@ -1,0 +1,626 @@
+package zcnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// This file is the ledger of one connection: which notification IDs belong to which write, which of them the
+// kernel has completed, and who is waiting. It makes no system call and is the same on every system.
+//
+// The kernel numbers the flagged calls of a socket with a 32-bit counter and completes them in inclusive ranges,
+// merged and in any order (https://docs.kernel.org/networking/msg_zerocopy.html, "Notification Reception").
+// The ledger counts in 64 bits, so that nothing in it ever wraps, and works on ranges, so that its cost follows
+// the number of ranges and tickets, never the number of IDs.
+
+// ErrConnFailed is what a [Ticket] reports when the connection failed (reset, timed out, or aborted by Close)
+// before the peer's kernel had acknowledged the ticket's bytes. The memory is free; the data is not known to have
+// arrived. Read and Write of the connection report the cause.
+var ErrConnFailed = errors.New("connection failed before the peer acknowledged the data")
+
+// ErrReleaseUnproven is the one error of a [Ticket] after which its memory is not free: Close gave the descriptor
+// up before the kernel had released the pages. Memory from [Alloc] is kept for ever by the library, and memory
+// from [Pin] is never collected; the caller must not write to it, for what is written may still be sent.
+var ErrReleaseUnproven = errors.New("the kernel never released the memory of this write: do not reuse it")
+
+// Outcome says how the bytes of one write travelled. It is a hint for measuring and tuning, not for correctness:
+// the kernel may lose or spread the mark that distinguishes ZeroCopied from MaybeCopied when it merges
+// notifications (skb_zerocopy_notify_extend in net/core/skbuff.c).
+type Outcome uint8
+
+const (
+	// OutcomePending means that the ticket is not done.
+	OutcomePending Outcome = iota
+	// OutcomeZeroCopied means that the kernel sent every byte from the caller's memory.
+	OutcomeZeroCopied
+	// OutcomeMaybeCopied means that every byte was sent with MSG_ZEROCOPY and that the kernel reported a copy of
+	// at least a part (SO_EE_CODE_ZEROCOPY_COPIED).
+	OutcomeMaybeCopied
+	// OutcomeCopied means that the library sent at least a part by plain copying sends.
+	OutcomeCopied
+	// OutcomeUnknown is the outcome of the zero Ticket, of memory whose release was never proven, and of a ticket
+	// so old that its connection has forgotten it: it remembers at least its last 16 tickets.
+	OutcomeUnknown
+)
+
+// String returns the outcome in words.
+func (o Outcome) String() string {
+	switch o {
+	case OutcomePending:
+		return "pending"
+	case OutcomeZeroCopied:
+		return "sent without copy"
+	case OutcomeMaybeCopied:
+		return "perhaps copied by the kernel"
+	case OutcomeCopied:
+		return "copied by zcnet"
+	}
+	return "unknown"
+}
+
+// A Ticket is one write's claim on its memory. Until it is done the memory belongs to the kernel: it may be read,
+// and sent again, but not written. A Ticket is small and comparable, may be copied freely, dropped without harm,
+// and used by many goroutines at once. The zero Ticket is done.
+type Ticket struct {
+	c   *claim
+	gen uint64
+}
+
+// copiedTicket is the ticket of every write that was copied whole: done when the write returns.
+var copiedTicket = func() Ticket {
+	c := &claim{l: &ledger{}}
+	c.state.Store(claimState(1, OutcomeCopied, nil))
+	return c.ticket()
+}()
+
+// closedChan is the channel of every ticket that is done.
+var closedChan = func() chan struct{} {
+	ch := make(chan struct{})
+	close(ch)
+	return ch
+}()
+
+// Ready reports whether the ticket is done, without blocking.
+func (t Ticket) Ready() bool {
+	return t.c == nil || t.Outcome() != OutcomePending
+}
+
+// Done returns a channel that is closed when the ticket is done. What it then came to is told by Wait, which
+// returns at once.
+func (t Ticket) Done() <-chan struct{} {
+	if t.Ready() {
+		return closedChan
+	}
+	return t.c.l.doneChan(t)
+}
+
+// Wait blocks until the ticket is done or ctx is. It returns
+//
+//   - nil when the memory is free and the connection was healthy when the completion came, which for TCP means
+//     that the peer's kernel has acknowledged the bytes;
+//   - an error that matches [ErrConnFailed] when the memory is free and the data is not known to have arrived;
+//   - an error that matches [ErrReleaseUnproven] when the memory will never be known to be free;
+//   - ctx.Err() when ctx ended first; the ticket is still pending then, and the memory still lent.
+//
+// A ticket that is done returns its own result even if ctx has ended. Wait does not look at the connection's
+// deadlines.
+func (t Ticket) Wait(ctx context.Context) error {
+	if !t.Ready() {
+		select {
+		case <-t.Done():
+		case <-ctx.Done():
+			if !t.Ready() {
+				return ctx.Err()
+			}
+		}
+	}
+	return t.err()
+}
+
+// Outcome tells how the bytes travelled, once the ticket is done.
+func (t Ticket) Outcome() Outcome {
+	if t.c == nil {
+		return OutcomeUnknown
+	}
+	s := t.c.state.Load()
+	if s>>genShift != t.gen {
+		return OutcomeUnknown
+	}
+	return Outcome(s & outcomeMask)
+}
+
+// err returns the result of a ticket that is done. A claim that failed is never used for another ticket, so a
+// ticket of an earlier generation had none.
+func (t Ticket) err() error {
+	if t.c == nil {
+		return nil
+	}
+	if s := t.c.state.Load(); s>>genShift != t.gen || s&failedBit == 0 {
+		return nil
+	}
+	t.c.l.mu.Lock()
+	defer t.c.l.mu.Unlock()
+	return t.c.err
+}
+
+// A claim is what stands behind a pending ticket. Claims are used again when the ledger has moved on; the
+// generation in state tells a ticket whether the claim is still its own.
+type claim struct {
+	l     *ledger
+	state atomic.Uint64 // generation<<genShift | failedBit | outcome
+
+	loan loan // the memory; touched only by the writer before sealing and by the one who settles after
+
+	// The rest is guarded by l.mu.
+	seq     uint64        // position among the claims of this ledger
+	lo, hi  uint64        // the IDs of this write: lo <= ID < hi
+	pending uint64        // how many of them are not complete
+	bytes   int64         // bytes sent under these IDs
+	sealed  bool          // the write has returned: no further ID will be added
+	settled bool          // memory given back, ticket done
+	copied  bool          // a completion said that the kernel copied
+	helped  bool          // a part of the write was copied by the library
+	born    time.Time     // when the first ID was reserved
+	done    chan struct{} // made for the first who waits
+	err     error         // of the ticket
+	next    *claim        // in the list of claims to settle
+}
+
+// The parts of claim.state.
+const (
+	outcomeMask = 1<<3 - 1
+	failedBit   = 1 << 3
+	genShift    = 4
+)
+
+func claimState(gen uint64, o Outcome, err error) uint64 {
+	s := gen<<genShift | uint64(o)
+	if err != nil {
+		s |= failedBit
+	}
+	return s
+}
+
+func (c *claim) generation() uint64 { return c.state.Load() >> genShift }
+func (c *claim) ticket() Ticket     { return Ticket{c: c, gen: c.generation()} }
+
+// rememberedClaims is how many finished claims a ledger keeps before it uses the oldest again.
+const rememberedClaims = 16
+
+// A span is a range of IDs, lo <= ID < hi.
+type span struct{ lo, hi uint64 }
+
+// A flusher waits until every claim before the one numbered until is settled.
+type flusher struct {
+	until uint64
+	done  chan struct{}
+}
+
+// reservation is the ID that the call now in the kernel will take if it queues anything. Its completion can be
+// read by another goroutine before that call has returned to tell.
+type reservation struct {
+	open   bool // a call is in the kernel
+	early  bool // its completion has already come
+	copied bool // with the kernel's mark for a copy
+}
+
+// ledger holds the accounts of one connection. Writers are serialized by their caller (the descriptor's write
+// lock); everything else may be called from any goroutine. No lock is taken while mu is held, and memory is given
+// back after it is dropped.
+type ledger struct {
+	mu       sync.Mutex
+	base     uint64        // every ID below is complete
+	next     uint64        // the ID that the next flagged call takes
+	complete []span        // complete IDs from base on: ascending, disjoint, never adjacent
+	reserved reservation   //
+	claims   queue[*claim] // not settled, in order of seq; the settled ones behind an unsettled one too
+	free     queue[*claim] // settled, the oldest first
+	nextSeq  uint64        //
+	sealed   uint64        // every claim below this seq is sealed, or about to be
+	flushers []flusher     //
+	failed   error         // why tickets that finish from now on report an error
+	failures []error       // the tickets that did, for Flush
+	closed   bool          // no further reservation
+	counts   ledgerCounts  //
+
+	bytesInFlight atomic.Int64 // bytes whose claim is not settled
+}
+
+// ledgerCounts are the ledger's part of [Stats].
+type ledgerCounts struct {
+	idsInFlight      uint64
+	notifications    uint64 // ranges
+	rejected         uint64 // ranges that named IDs complete already, or never issued
+	zeroCopiedBytes  int64
+	maybeCopiedBytes int64
+	unprovenBytes    int64
+	sends            uint64 // IDs issued
+	released         uint64 // tickets
+	releaseTotal     time.Duration
+	releaseMax       time.Duration
+}
+
+// begin opens the claim of a write that is about to send its first flagged call.
+func (l *ledger) begin() *claim {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var c *claim
+	if l.free.len() > rememberedClaims {
+		c = l.free.popFront()
+	} else {
+		c = &claim{l: l}
+	}
+	c.state.Store(claimState(c.generation()+1, OutcomePending, nil))
+	c.seq, c.lo, c.hi, c.pending, c.bytes = l.nextSeq, l.next, l.next, 0, 0
+	c.sealed, c.settled, c.copied, c.helped, c.done = false, false, false, false, nil
+	c.born = time.Now()
+	l.nextSeq++
+	l.claims.pushBack(c)
+	return c
+}
+
+// reserve announces a flagged call. It reports false when the connection is closed and the call must not be made.
+func (l *ledger) reserve() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reserved = reservation{open: !l.closed}
+	return !l.closed
+}
+
+// commit records that the reserved call has queued n bytes and so has taken its ID for c.
+func (l *ledger) commit(c *claim, n int) {
+	l.mu.Lock()
+	r := l.reserved
+	l.reserved = reservation{}
+	l.next++
+	c.hi = l.next
+	c.pending++
+	c.bytes += int64(n)
+	l.bytesInFlight.Add(int64(n))
+	l.counts.idsInFlight++
+	l.counts.sends++
+	var finished *claim
+	if r.early {
+		_, finished = l.credit(span{l.next - 1, l.next}, r.copied)
+	}
+	l.mu.Unlock()
+	l.settle(finished)
+}
+
+// cancel records that the reserved call has queued nothing and taken no ID.
+func (l *ledger) cancel() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reserved.early {
+		l.counts.rejected++
+	}
+	l.reserved = reservation{}
+}
+
+// seal ends c's write. helped tells whether the library copied a part of it. The ticket is c's from here on.
+func (l *ledger) seal(c *claim, helped bool) Ticket {
+	l.mu.Lock()
+	t := c.ticket()
+	c.sealed, c.helped = true, helped
+	l.sealed = max(l.sealed, c.seq+1)
+	finished := l.finish(c, nil)
+	l.mu.Unlock()
+	l.settle(finished)
+	return t
+}
+
+// completed books the kernel's notification that the IDs from lo to hi, both included and modulo 2^32, are
+// complete. It returns how many IDs were news. IDs that were complete already or never issued change nothing.
+func (l *ledger) completed(lo, hi uint32, copied bool) (news uint64) {
+	l.mu.Lock()
+	l.counts.notifications++
+	s, ok := l.widen(lo, hi)
+	if !ok {
+		l.counts.rejected++
+		l.mu.Unlock()
+		return 0
+	}
+	claimed := s.hi - s.lo
+	if s.hi > l.next {
+		l.reserved.early, l.reserved.copied = true, copied
+		s.hi = l.next
+		news++
+	}
+	s.lo = max(s.lo, l.base)
+	fresh, finished := l.credit(s, copied)
+	if news += fresh; news < claimed {
+		l.counts.rejected++
+	}
+	l.mu.Unlock()
+	l.settle(finished)
+	return news
+}
+
+// widen finds the 64-bit IDs that a 32-bit range means: those that end in these bits and were issued last, the
+// reserved one included. It reports false for a range that cannot have been issued or is complete already.
+func (l *ledger) widen(lo, hi uint32) (span, bool) {
+	limit := l.next
+	if l.reserved.open && !l.reserved.early {
+		limit++
+	}
+	n := uint64(hi-lo) + 1
+	back := uint64(uint32(limit-1) - hi) // how far the range's end lies behind the newest ID
+	if back+n > limit {
+		return span{}, false
+	}
+	s := span{limit - back - n, limit - back}
+	return s, s.hi > l.base
+}
+
+// credit marks the IDs of s complete, tells the claims they belong to, and returns how many were not complete
+// before, and the claims that this finished. l.mu is held.
+func (l *ledger) credit(s span, copied bool) (fresh uint64, finished *claim) {
+	if s.lo >= s.hi {
+		return 0, nil
+	}
+	first := sort.Search(len(l.complete), func(i int) bool { return l.complete[i].hi >= s.lo })
+	last, merged, at := first, s, s.lo
+	for ; last < len(l.complete) && l.complete[last].lo <= s.hi; last++ {
+		known := l.complete[last]
+		if at < known.lo {
+			fresh += known.lo - at
+			finished = l.tell(span{at, known.lo}, copied, finished)
+		}
+		at = max(at, known.hi)
+		merged = span{min(merged.lo, known.lo), max(merged.hi, known.hi)}
+	}
+	if at < s.hi {
+		fresh += s.hi - at
+		finished = l.tell(span{at, s.hi}, copied, finished)
+	}
+	if merged.lo <= l.base {
+		l.base = merged.hi
+		l.complete = slices.Delete(l.complete, first, last)
+	} else {
+		l.complete = slices.Replace(l.complete, first, last, merged)
+	}
+	l.counts.idsInFlight -= fresh
+	return fresh, finished
+}
+
+// tell subtracts newly completed IDs from the claims that own them.
+func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
+	i := sort.Search(l.claims.len(), func(i int) bool { return l.claims.at(i).hi > s.lo })
+	for ; i < l.claims.len() && l.claims.at(i).lo < s.hi; i++ {
+		c := l.claims.at(i)
+		n := min(c.hi, s.hi) - max(c.lo, s.lo)
+		c.pending -= n
+		c.copied = c.copied || (copied && n > 0)
+		if n > 0 {
+			finished = l.finish(c, finished)
+		}
+	}
+	return finished
+}
+
+// finish puts c on the list of claims to settle if its last ID is complete and its write has returned.
+func (l *ledger) finish(c *claim, finished *claim) *claim {
+	if !c.sealed || c.pending > 0 || c.settled {
+		return finished
+	}
+	c.err = l.failed
+	c.next = finished
+	return c
+}
+
+// settle gives the memory of finished claims back and then, not before, makes their tickets done.
+func (l *ledger) settle(finished *claim) {
+	if finished == nil {
+		return
+	}
+	for c := finished; c != nil; c = c.next {
+		c.loan.giveBack()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := finished; c != nil; {
+		next := c.next
+		l.resolve(c, c.outcome())
+		c = next
+	}
+	l.sweep()
+}
+
+// outcome of a claim whose IDs are all complete.
+func (c *claim) outcome() Outcome {
+	switch {
+	case c.helped:
+		return OutcomeCopied
+	case c.copied:
+		return OutcomeMaybeCopied
+	}
+	return OutcomeZeroCopied
+}
+
+// resolve makes c's ticket done. l.mu is held.
+func (l *ledger) resolve(c *claim, o Outcome) {
+	c.next = nil
+	c.settled = true
+	if c.err != nil {
+		c.err = fmt.Errorf("zero-copy write %d (%d bytes): %w", c.seq, c.bytes, c.err)
+		l.failures = append(l.failures, c.err)
+	}
+	l.bytesInFlight.Add(-c.bytes)
+	l.counts.add(c, o)
+	c.state.Store(claimState(c.generation(), o, c.err))
+	if c.done != nil {
+		close(c.done)
+	}
+}
+
+// add books a settled claim.
+func (n *ledgerCounts) add(c *claim, o Outcome) {
+	switch {
+	case o == OutcomeUnknown:
+		n.unprovenBytes += c.bytes
+		return
+	case c.copied:
+		n.maybeCopiedBytes += c.bytes
+	default:
+		n.zeroCopiedBytes += c.bytes
+	}
+	d := time.Since(c.born)
+	n.released++
+	n.releaseTotal += d
+	n.releaseMax = max(n.releaseMax, d)
+}
+
+// sweep retires settled claims from the front and wakes the flushers that waited for them. A claim that failed
+// stays its ticket's for good. l.mu is held.
+func (l *ledger) sweep() {
+	for l.claims.len() > 0 && l.claims.at(0).settled {
+		if c := l.claims.popFront(); c.err == nil {
+			l.free.pushBack(c)
+		}
+	}
+	front := l.nextSeq
+	if l.claims.len() > 0 {
+		front = l.claims.at(0).seq
+	}
+	l.flushers = slices.DeleteFunc(l.flushers, func(f flusher) bool {
+		if front < f.until {
+			return false
+		}
+		close(f.done)
+		return true
+	})
+}
+
+// flush returns a channel that is closed when every ticket issued so far is done, or nil if they all are.
+func (l *ledger) flush() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.claims.len() == 0 || l.claims.at(0).seq >= l.sealed {
+		return nil
+	}
+	f := flusher{until: l.sealed, done: make(chan struct{})}
+	l.flushers = append(l.flushers, f)
+	return f.done
+}
+
+// unflush takes back the wait for done.
+func (l *ledger) unflush(done <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flushers = slices.DeleteFunc(l.flushers, func(f flusher) bool { return f.done == done })
+}
+
+// doneChan returns the channel on which to wait for t.
+func (l *ledger) doneChan(t Ticket) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.Ready() {
+		return closedChan
+	}
+	if t.c.done == nil {
+		t.c.done = make(chan struct{})
+	}
+	return t.c.done
+}
+
+// fail makes tickets that finish from now on report err. The first reason stands.
+func (l *ledger) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failed == nil {
+		l.failed = err
+	}
+}
+
+// close ends reservations and reports whether anything is in flight: then the descriptor must be held.
+func (l *ledger) close() (inFlight bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	return l.busy()
+}
+
+// busy reports whether an ID is out or may come to be. l.mu is held.
+func (l *ledger) busy() bool { return l.counts.idsInFlight > 0 || l.reserved.open }
+
+// inFlight returns how much is out.
+func (l *ledger) inFlight() (bytes int64, ids uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bytesInFlight.Load(), l.counts.idsInFlight
+}
+
+// idle reports whether every ID has come back.
+func (l *ledger) idle() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.busy()
+}
+
+// abandon resolves every ticket that is left without giving its memory back, and returns how many bytes that is.
+// The loans stay referenced for the life of the process.
+func (l *ledger) abandon() (bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.claims.len() {
+		c := l.claims.at(i)
+		if c.settled || c.pending == 0 {
+			continue
+		}
+		unproven.keep(&c.loan)
+		bytes += c.bytes
+		c.err = ErrReleaseUnproven
+		l.resolve(c, OutcomeUnknown)
+	}
+	l.sweep()
+	return bytes
+}
+
+// snapshot returns the counts, and whether the connection has failed.
+func (l *ledger) snapshot() (n ledgerCounts, failed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts, l.failed != nil
+}
+
+func (l *ledger) failuresSoFar() []error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clip(l.failures)
+}
+
+// queue is a first-in, first-out queue with random access, which allocates only to grow.
+type queue[T any] struct {
+	ring    []T
+	head, n int
+}
+
+func (q *queue[T]) len() int   { return q.n }
+func (q *queue[T]) at(i int) T { return q.ring[(q.head+i)%len(q.ring)] }
+
+func (q *queue[T]) pushBack(v T) {
+	if q.n == len(q.ring) {
+		grown := make([]T, max(4, 2*q.n))
+		for i := range q.n {
+			grown[i] = q.at(i)
+		}
+		q.ring, q.head = grown, 0
+	}
+	q.ring[(q.head+q.n)%len(q.ring)] = v
+	q.n++
+}
+
+func (q *queue[T]) popFront() T {
+	var zero T
+	v := q.ring[q.head]
+	q.ring[q.head] = zero
+	q.head = (q.head + 1) % len(q.ring)
+	q.n--
+	return v
+}

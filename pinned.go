@@ -1,0 +1,179 @@
+package zcnet
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// This file says who owns memory: the caller, the kernel, or nobody any more.
+
+// ErrReleased is returned for a write of memory that was given up by [Pinned.Release].
+var ErrReleased = errors.New("zcnet: Pinned used after Release")
+
+// Pinned is a view of memory that may be lent to the kernel. It is a small value: pass it and slice it freely. The
+// zero Pinned is empty.
+//
+// From a successful [ZeroCopyWriter.WritePinned] until its [Ticket] is done the memory belongs to the kernel, which
+// sends from it and sends again from it what the network lost. It may be read and it may be sent again meanwhile,
+// but whoever writes to it may change what the peer receives. Those who accept that either version travels, as
+// live migration does for a running guest's memory, may write to memory made by [Pin].
+type Pinned struct {
+	b []byte
+	r *region // nil for memory of Pin
+}
+
+// Pin makes a view of the caller's memory, on the Go heap or mapped. It does not copy, and has nothing to undo:
+// while a write of it is in flight the memory is kept from the garbage collector, and mapped memory must not be
+// unmapped. Changing the length or capacity of b afterwards does not affect the view.
+func Pin(b []byte) Pinned { return Pinned{b: b[:len(b):len(b)]} }
+
+// Alloc returns n bytes of zeroed memory of its own. On Linux it lies off the Go heap, begins on a page, and from
+// 2 MiB on begins on a huge page and asks for huge pages (madvise(2), MADV_HUGEPAGE): the kernel sends those with
+// fewer, larger fragments. It must be given up with [Pinned.Release]; the garbage collector does not see it.
+func Alloc(n int) (Pinned, error) {
+	switch {
+	case n < 0:
+		return Pinned{}, fmt.Errorf("zcnet: Alloc of %d bytes: the size must not be negative", n)
+	case n == 0:
+		return Pinned{}, nil
+	}
+	mem, err := mapMemory(n)
+	if err != nil {
+		return Pinned{}, fmt.Errorf("zcnet: Alloc of %d bytes: %w", n, err)
+	}
+	return Pinned{b: mem[:n:n], r: &region{mem: mem}}, nil
+}
+
+// Bytes returns the memory. It panics after Release, when the memory may already be gone; a slice taken before
+// Release must not be used after it either.
+func (p Pinned) Bytes() []byte {
+	if p.r.released() {
+		panic("zcnet: Pinned.Bytes after Release")
+	}
+	return p.b
+}
+
+// Len returns the length in bytes.
+func (p Pinned) Len() int { return len(p.b) }
+
+// Slice returns the view of the bytes from lo up to hi. Like a slice expression it panics if they are out of
+// range, but hi may not exceed Len. The new view shares the owner of the memory: there is one hold, and one
+// Release, for all views of an Alloc.
+func (p Pinned) Slice(lo, hi int) Pinned {
+	return Pinned{b: p.b[:len(p.b):len(p.b)][lo:hi:hi], r: p.r}
+}
+
+// Release gives up the caller's hold on memory of [Alloc], through any of its views. The memory is unmapped when the
+// last write of it that is in flight has completed, at once if there is none. A second Release panics. Memory of
+// [Pin] is the caller's own: its Release does nothing, and neither does that of an empty Pinned.
+func (p Pinned) Release() {
+	if p.r != nil {
+		p.r.release()
+	}
+}
+
+// A region is memory of the library's own. It is unmapped when its holder has released it and no loan of it is out.
+type region struct {
+	mem   []byte
+	state atomic.Int64 // loans<<1 | 1 if released
+}
+
+const (
+	regionReleased = 1
+	regionLoan     = 2
+)
+
+func (r *region) released() bool { return r != nil && r.state.Load()&regionReleased != 0 }
+
+// lend adds a loan, unless the memory was released.
+func (r *region) lend() bool {
+	for {
+		s := r.state.Load()
+		if s&regionReleased != 0 {
+			return false
+		}
+		if r.state.CompareAndSwap(s, s+regionLoan) {
+			return true
+		}
+	}
+}
+
+func (r *region) giveBack() {
+	if r.state.Add(-regionLoan) == regionReleased {
+		unmapMemory(r.mem)
+	}
+}
+
+func (r *region) release() {
+	s := r.state.Or(regionReleased)
+	if s&regionReleased != 0 {
+		panic("zcnet: Pinned released twice")
+	}
+	if s == 0 {
+		unmapMemory(r.mem)
+	}
+}
+
+// A loan is the memory of one write while it must not go away: from the start of the write to the completion of
+// its last ID. The claim in the connection's ledger owns it, never the ticket, which the caller may drop.
+type loan struct {
+	regions []*region
+	pinner  runtime.Pinner // for memory on the Go heap: neither moved nor collected while pinned
+}
+
+// take borrows the memory of all of ps, or none.
+func (ln *loan) take(ps []Pinned) error {
+	for i := range ps {
+		r := ps[i].r
+		if r == nil {
+			continue
+		}
+		if !r.lend() {
+			ln.giveBack()
+			return ErrReleased
+		}
+		ln.regions = append(ln.regions, r)
+	}
+	return nil
+}
+
+// pass hands the memory of ps over to an empty loan that will outlast the write, and pins what the collector owns.
+func (ln *loan) pass(to *loan, ps []Pinned) {
+	ln.regions, to.regions = to.regions, ln.regions
+	for i := range ps {
+		if p := &ps[i]; p.r == nil && len(p.b) > 0 {
+			to.pinner.Pin(&p.b[0])
+		}
+	}
+}
+
+// giveBack ends the loan and leaves it empty.
+func (ln *loan) giveBack() {
+	ln.pinner.Unpin()
+	for i, r := range ln.regions {
+		r.giveBack()
+		ln.regions[i] = nil
+	}
+	ln.regions = ln.regions[:0]
+	if cap(ln.regions) > keptBuffers {
+		ln.regions = nil
+	}
+}
+
+// unproven keeps the loans whose memory the kernel may still read after their descriptor is gone. Nothing ever
+// leaves it: memory whose release was never proven is never used again, and never collected.
+var unproven unprovenLoans
+
+type unprovenLoans struct {
+	mu    sync.Mutex
+	loans []*loan
+}
+
+func (u *unprovenLoans) keep(ln *loan) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.loans = append(u.loans, ln)
+}

@@ -1,0 +1,188 @@
+package zcnet
+
+import (
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file is the poller: one goroutine and one epoll descriptor for all connections of the process, which hear of
+// completions, and of readability where the runtime's own poller refuses to. Both exist while a connection is
+// watched.
+
+// thePoller waits in the runtime's poller for its epoll descriptor to become readable, and so costs no thread.
+var thePoller poller
+
+type poller struct {
+	mu      sync.Mutex
+	file    *os.File // the epoll descriptor; nil while nothing is watched
+	epfd    int
+	sockets map[int32]*socket // by descriptor
+}
+
+// watch has the poller report errors and hang-ups of fd to s, and if read is set also readability, each as an edge:
+// once per change. Every call also reports what is the case already.
+func (p *poller) watch(fd int, s *socket, read bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.start(); err != nil {
+		return err
+	}
+	ev := unix.EpollEvent{Events: unix.EPOLLET&0xffffffff | unix.EPOLLERR | unix.EPOLLHUP, Fd: int32(fd)}
+	if read {
+		ev.Events |= unix.EPOLLIN | unix.EPOLLRDHUP
+	}
+	op := unix.EPOLL_CTL_ADD
+	if p.sockets[ev.Fd] == s {
+		op = unix.EPOLL_CTL_MOD
+	}
+	if err := unix.EpollCtl(p.epfd, op, fd, &ev); err != nil {
+		p.stopIfUnused()
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	p.sockets[ev.Fd] = s
+	return nil
+}
+
+// unwatch ends it, while fd is still open.
+func (p *poller) unwatch(fd int, s *socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sockets[int32(fd)] != s {
+		return
+	}
+	delete(p.sockets, int32(fd))
+	_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd, &unix.EpollEvent{})
+	p.stopIfUnused()
+}
+
+// start opens the epoll descriptor and begins to serve it. p.mu is held.
+func (p *poller) start() error {
+	if p.file != nil {
+		return nil
+	}
+	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(epfd, true); err != nil {
+		unix.Close(epfd)
+		return os.NewSyscallError("fcntl", err)
+	}
+	file := os.NewFile(uintptr(epfd), "epoll") // non-blocking, so it joins the runtime's poller
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return err
+	}
+	p.file, p.epfd, p.sockets = file, epfd, make(map[int32]*socket)
+	go p.serve(raw)
+	return nil
+}
+
+// stopIfUnused ends the goroutine by closing the descriptor it waits for. p.mu is held.
+func (p *poller) stopIfUnused() {
+	if len(p.sockets) > 0 || p.file == nil {
+		return
+	}
+	p.file.Close()
+	p.file, p.sockets = nil, nil
+}
+
+// serve reports events until the epoll descriptor is closed.
+func (p *poller) serve(raw syscall.RawConn) {
+	events := make([]unix.EpollEvent, 128)
+	n := 0
+	wait := func(epfd uintptr) bool {
+		var err error
+		n, err = unix.EpollWait(int(epfd), events, 0)
+		return err == unix.EINTR || n > 0
+	}
+	for raw.Read(wait) == nil {
+		for _, ev := range events[:max(n, 0)] {
+			p.report(ev)
+		}
+	}
+}
+
+// report hands one event to its socket. An event can outlive its registration, and then reach a newer connection
+// with the same descriptor: it finds nothing there to do, which does no harm.
+func (p *poller) report(ev unix.EpollEvent) {
+	p.mu.Lock()
+	s := p.sockets[ev.Fd]
+	p.mu.Unlock()
+	if s == nil {
+		return
+	}
+	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != unix.EPOLLERR {
+		s.readable()
+	}
+	if ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		s.drained()
+	}
+}
+
+// unwatch ends it for good: s is being closed, and whatever would watch again looks at that first.
+func (s *socket) unwatch(fd uintptr) {
+	s.readers.mu.Lock()
+	defer s.readers.mu.Unlock()
+	thePoller.unwatch(int(fd), s)
+}
+
+// awaitRead returns a channel that is closed when the socket may have become readable. It must be called before the
+// read is tried.
+func (s *socket) awaitRead() (<-chan struct{}, error) {
+	r := &s.readers
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.closing.Load() {
+		return nil, net.ErrClosed
+	}
+	ready := r.next()
+	if r.armed {
+		return ready, nil
+	}
+	var err error
+	if ctlErr := s.raw.Control(func(fd uintptr) { err = thePoller.watch(int(fd), s, true) }); ctlErr != nil {
+		return nil, cause(ctlErr)
+	}
+	r.armed = err == nil
+	s.watched.Store(r.armed)
+	return ready, err
+}
+
+// readable is called by the poller. It stops looking for readability once nobody waits for it.
+func (s *socket) readable() {
+	r := &s.readers
+	if r.wake() {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ready != nil || !r.armed || s.closing.Load() {
+		return
+	}
+	_ = s.raw.Control(func(fd uintptr) { r.armed = thePoller.watch(int(fd), s, false) != nil })
+}
+
+// watch has completions heard from before the first flagged call on. A connection that is being closed needs no
+// watching: the ledger lets it send nothing more.
+func (s *socket) watch(fd uintptr) error {
+	if s.watched.Load() {
+		return nil
+	}
+	r := &s.readers
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.closing.Load() {
+		return nil
+	}
+	if err := thePoller.watch(int(fd), s, r.armed); err != nil {
+		return err
+	}
+	s.watched.Store(true)
+	return nil
+}

@@ -1,0 +1,159 @@
+package zcnet
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file makes the socket's system calls, each without allocating where it lies on the path of a write.
+
+// Flags of message.send.
+const (
+	msgZeroCopy = unix.MSG_ZEROCOPY
+	msgMore     = unix.MSG_MORE
+)
+
+// enableZeroCopy sets SO_ZEROCOPY, without which the kernel ignores MSG_ZEROCOPY silently.
+func enableZeroCopy(raw syscall.RawConn) error {
+	var err error
+	if ctlErr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)
+		if err != nil && protocolOf(int(fd)) == unix.IPPROTO_MPTCP {
+			err = errMPTCP
+		}
+	}); ctlErr != nil {
+		return fmt.Errorf("zcnet: %w", ctlErr)
+	}
+	switch err {
+	case nil:
+		return nil
+	case errMPTCP:
+		return unsupported(err.Error())
+	case unix.ENOPROTOOPT:
+		return unsupported("the kernel has no SO_ZEROCOPY: it needs Linux 4.14 or later")
+	}
+	return unsupported(os.NewSyscallError("setsockopt SO_ZEROCOPY", err).Error())
+}
+
+var errMPTCP = fmt.Errorf("it is Multipath TCP (see net.ListenConfig.SetMultipathTCP and net.Dialer.SetMultipathTCP)")
+
+func protocolOf(fd int) int {
+	proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil {
+		return 0
+	}
+	return proto
+}
+
+// A message is the argument of one sendmsg.
+type message struct {
+	n    int // iovecs
+	size int // bytes
+	hdr  unix.Msghdr
+	iovs [maxIovecs]unix.Iovec
+}
+
+func (m *message) clear() {
+	clear(m.iovs[:m.n])
+	m.n, m.size = 0, 0
+}
+
+func (m *message) add(b []byte) {
+	m.iovs[m.n].Base = unsafe.SliceData(b)
+	m.iovs[m.n].SetLen(len(b))
+	m.n++
+	m.size += len(b)
+}
+
+// send makes one call that does not block, and returns how many bytes it queued: at least one if err is nil.
+func (m *message) send(fd uintptr, flags int) (int, error) {
+	m.hdr.Iov = &m.iovs[0]
+	m.hdr.SetIovlen(m.n)
+	n, _, errno := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&m.hdr)),
+		uintptr(flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// tryRead reads what is there. It returns EAGAIN if nothing is.
+func (s *socket) tryRead(b []byte) (n int, err error) {
+	if ctlErr := s.raw.Control(func(fd uintptr) {
+		for {
+			n, err = unix.Read(int(fd), b)
+			if err != unix.EINTR {
+				return
+			}
+		}
+	}); ctlErr != nil {
+		return 0, cause(ctlErr)
+	}
+	return max(n, 0), err
+}
+
+// lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.
+//
+// The state is read twice: getsockopt loads it before it takes the socket's lock (tcp_get_info in net/ipv4/tcp.c), so
+// that the first call waits for a reset in progress and the second sees its result.
+func lostUnacknowledged(fd uintptr) bool {
+	const tcpClose = 7 // TCP_CLOSE, include/net/tcp_states.h
+	_, _ = unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	state, err := unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil || state != tcpClose {
+		return false
+	}
+	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	return err == nil && left > 0
+}
+
+// disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can
+// still be read (tcp_disconnect in net/ipv4/tcp.c).
+func disconnect(fd uintptr) error {
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
+	if errno != 0 {
+		return os.NewSyscallError("connect AF_UNSPEC", errno)
+	}
+	return nil
+}
+
+// memlockShort reports whether RLIMIT_MEMLOCK can be why a flagged call of size bytes failed while so much was in
+// flight. The kernel charges every call for its pages and two more (mm_account_pinned_pages in net/core/skbuff.c),
+// together with those of all processes of the user.
+func memlockShort(bytes int64, ids uint64, size int) bool {
+	limit, limited := memlockLimit()
+	if !limited {
+		return false
+	}
+	need := uint64(bytes) + uint64(size) + (ids+1)*2*uint64(os.Getpagesize())
+	return ids == 0 || need > limit
+}
+
+// memlockLimit returns RLIMIT_MEMLOCK, and whether it holds for this process.
+func memlockLimit() (limit uint64, limited bool) {
+	var rl unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &rl); err != nil {
+		return math.MaxUint64, false
+	}
+	return rl.Cur, rl.Cur != unix.RLIM_INFINITY&math.MaxUint64 && !mayLockMemory()
+}
+
+// mayLockMemory reports whether the process has CAP_IPC_LOCK in the initial user namespace, where the kernel looks
+// for it.
+var mayLockMemory = sync.OnceValue(func() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil || data[0].Effective&(1<<unix.CAP_IPC_LOCK) == 0 {
+		return false
+	}
+	uidMap, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(uidMap)), " ") == "0 0 4294967295"
+})

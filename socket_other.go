@@ -1,0 +1,44 @@
+//go:build !linux
+
+package zcnet
+
+import (
+	"errors"
+	"runtime"
+	"sync"
+	"syscall"
+)
+
+// This file stands in for the system calls where there is no MSG_ZEROCOPY. NewConn fails there, so that none of the
+// functions below enableZeroCopy is ever reached.
+
+const (
+	msgZeroCopy = 0
+	msgMore     = 0
+)
+
+func enableZeroCopy(syscall.RawConn) error {
+	return unsupported(runtime.GOOS + " has no MSG_ZEROCOPY for TCP: it needs Linux 4.14 or later")
+}
+
+var errNoZeroCopy = errors.ErrUnsupported
+
+type message struct{ n, size int }
+
+func (m *message) clear()                         { *m = message{} }
+func (m *message) add(b []byte)                   { m.n++; m.size += len(b) }
+func (m *message) send(uintptr, int) (int, error) { return 0, errNoZeroCopy }
+
+type holding struct{ _ sync.Mutex }
+
+func (s *socket) watch(uintptr) error                 { return errNoZeroCopy }
+func (s *socket) drain(uintptr) uint64                { return 0 }
+func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }
+func (s *socket) tryRead([]byte) (int, error)         { return 0, errNoZeroCopy }
+func (s *socket) finishClose()                        {}
+func (s *socket) close() error                        { return s.tc.Close() }
+
+func probeSystem(r *Report)                { r.System = runtime.GOOS }
+func probeSocket(*Report, syscall.RawConn) {}
+
+func memlockShort(int64, uint64, int) bool { return false }

@@ -1,0 +1,95 @@
+package zcnet
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// Stats is what a connection has done so far. The counts of one snapshot are taken one after the other: those of
+// writes under way may be in some and not yet in others.
+type Stats struct {
+	Writes uint64 // WritePinned and WritePinnedBuffers calls that sent something
+	Sends  uint64 // flagged system calls that queued something: notification IDs issued
+
+	// Bytes of those writes, by outcome; the first two once their ticket is done.
+	ZeroCopiedBytes  int64 // sent without copy
+	MaybeCopiedBytes int64 // sent with MSG_ZEROCOPY by tickets of which the kernel reported a copy
+	CopiedBytes      int64 // copied by the library
+
+	Fallbacks Fallbacks // why it copied
+
+	BytesInFlight int64  // bytes of tickets that are not done
+	IDsInFlight   uint64 // notification IDs not completed
+	UnprovenBytes int64  // bytes whose release was never proven; their memory is not used again
+
+	Notifications         uint64 // completions read, each a range of IDs
+	RejectedNotifications uint64 // completions that named IDs complete already or never issued
+	ForeignMessages       uint64 // other messages of the error queue
+	Drains                uint64 // times the error queue was read
+
+	EnobufsOptmem  uint64 // ENOBUFS by net.core.optmem_max
+	EnobufsMemlock uint64 // ENOBUFS by RLIMIT_MEMLOCK
+
+	SlowReads uint64 // reads that the runtime's poller refused and the library's served
+
+	Released         uint64        // tickets done
+	ReleaseTotal     time.Duration // from their first system call until they were done, added up
+	ReleaseMax       time.Duration // the longest
+	PathCopies       bool          // the kernel copies on this path, so that the library sends plainly
+	ZeroCopyRefused  bool          // the kernel refuses flagged calls
+	ConnectionFailed bool          // tickets report ErrConnFailed
+}
+
+// ReleaseMean returns how long tickets took to be done, on average.
+func (s Stats) ReleaseMean() time.Duration {
+	if s.Released == 0 {
+		return 0
+	}
+	return s.ReleaseTotal / time.Duration(s.Released)
+}
+
+// counters are the live counts that the ledger does not keep.
+type counters struct {
+	writes, copiedBytes           atomic.Int64
+	fallbacks                     fallbackCounts
+	drains, foreign, slowReads    atomic.Uint64
+	enobufsOptmem, enobufsMemlock atomic.Uint64
+}
+
+// count books a write that has ended.
+func (s *socket) count(w *write) {
+	if w.queued > 0 {
+		s.stats.writes.Add(1)
+		s.stats.fallbacks.count(w.why)
+	}
+}
+
+// Stats returns a snapshot. It does not block, and works after Close.
+func (c *Conn) Stats() Stats {
+	s := c.s
+	l, failed := s.ledger.snapshot()
+	return Stats{
+		Writes:                uint64(s.stats.writes.Load()),
+		Sends:                 l.sends,
+		ZeroCopiedBytes:       l.zeroCopiedBytes,
+		MaybeCopiedBytes:      l.maybeCopiedBytes,
+		CopiedBytes:           s.stats.copiedBytes.Load(),
+		Fallbacks:             s.stats.fallbacks.snapshot(),
+		BytesInFlight:         s.ledger.bytesInFlight.Load(),
+		IDsInFlight:           l.idsInFlight,
+		UnprovenBytes:         l.unprovenBytes,
+		Notifications:         l.notifications,
+		RejectedNotifications: l.rejected,
+		ForeignMessages:       s.stats.foreign.Load(),
+		Drains:                s.stats.drains.Load(),
+		EnobufsOptmem:         s.stats.enobufsOptmem.Load(),
+		EnobufsMemlock:        s.stats.enobufsMemlock.Load(),
+		SlowReads:             s.stats.slowReads.Load(),
+		Released:              l.released,
+		ReleaseTotal:          l.releaseTotal,
+		ReleaseMax:            l.releaseMax,
+		PathCopies:            s.path.copying.Load(),
+		ZeroCopyRefused:       s.refused.Load(),
+		ConnectionFailed:      failed,
+	}
+}

@@ -1,0 +1,419 @@
+package zcnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-multierror"
+)
+
+// This file is the path of one write:
+// Pinned -> writer (threshold? cut) -> sendmsg -> ledger. The way back, from the error queue to the ledger and the
+// memory's owner, is in errqueue_linux.go and notify.go.
+
+// ZeroCopyWriter sends memory without copying it where that is possible, and by copying where it is not.
+// [NewWriter] makes one of any connection; [Conn] is one.
+type ZeroCopyWriter interface {
+	// WritePinned sends p. It blocks, as Write does, while the socket's send buffer is full, and never for a
+	// completion; the write deadline ends it. When it returns, every byte is queued in the kernel, in order and
+	// contiguous with respect to every other write of the connection, and the memory is lent until the ticket is
+	// done.
+	//
+	// If it fails, the error is a *[WriteError] that says how much was queued, and the ticket stands for that
+	// part: the memory is lent until it is done all the same. Memory that was released fails with [ErrReleased],
+	// and nothing is sent. An empty p gives a done ticket.
+	//
+	// It may be called by many goroutines at once.
+	WritePinned(p Pinned) (Ticket, error)
+
+	// WritePinnedBuffers sends the buffers one after the other as one write with one ticket. Each buffer shorter
+	// than a page is copied, for a header would cost a page and a pin of its own. It does not keep ps.
+	WritePinnedBuffers(ps []Pinned) (Ticket, error)
+
+	// Flush waits until every ticket issued before the call is done: all buffers are free. Other goroutines may go
+	// on writing meanwhile. It returns all failures of the connection's tickets together, whether they came before
+	// or during the call, or ctx.Err() if ctx ends first. It leaves deadlines alone, and works after Close.
+	Flush(ctx context.Context) error
+}
+
+// FlushAll is a barrier over several connections: it waits until every ticket that each of them issued before the
+// call is done, and returns all failures together.
+func FlushAll(ctx context.Context, ws ...ZeroCopyWriter) error {
+	errs := make([]error, len(ws))
+	var wg sync.WaitGroup
+	for i, w := range ws {
+		wg.Go(func() { errs[i] = w.Flush(ctx) })
+	}
+	wg.Wait()
+	return together(errs)
+}
+
+// together joins errors into one that errors.Is and errors.As look through, or nil.
+func together(errs []error) error {
+	var all *multierror.Error
+	for _, err := range errs {
+		all = multierror.Append(all, err)
+	}
+	if all != nil {
+		all.ErrorFormat = describeAll
+	}
+	return all.ErrorOrNil()
+}
+
+// describeAll keeps the text short where one broken connection failed a thousand tickets.
+func describeAll(errs []error) string {
+	const shown = 3
+	parts := make([]string, 0, shown+1)
+	for i, err := range errs {
+		if i == shown {
+			parts = append(parts, fmt.Sprintf("and %d more", len(errs)-shown))
+			break
+		}
+		parts = append(parts, err.Error())
+	}
+	return strings.Join(parts, "; ")
+}
+
+// WriteError is the error of a write that began and did not end well. It is a net.Error; errors.Is and errors.As
+// find the cause: os.ErrDeadlineExceeded, net.ErrClosed, a *net.OpError, a syscall.Errno.
+type WriteError struct {
+	Queued int64 // bytes that are in the stream, from the beginning of the write
+	Total  int64 // bytes of the write
+	Err    error
+}
+
+var _ net.Error = &WriteError{}
+
+func (e *WriteError) Error() string {
+	return fmt.Sprintf("zcnet: %v (%d of %d bytes were queued)", e.Err, e.Queued, e.Total)
+}
+
+func (e *WriteError) Unwrap() error { return e.Err }
+
+// Timeout reports whether the write deadline passed.
+func (e *WriteError) Timeout() bool {
+	var ne net.Error
+	return errors.As(e.Err, &ne) && ne.Timeout()
+}
+
+// Temporary is what the cause says; like net.Error's it is deprecated.
+func (e *WriteError) Temporary() bool {
+	var ne net.Error
+	return errors.As(e.Err, &ne) && ne.Temporary()
+}
+
+// WritePinned sends p without copying it if it is as long as the threshold and the path allows it. See
+// [ZeroCopyWriter].
+func (c *Conn) WritePinned(p Pinned) (Ticket, error) {
+	w := newWrite(c.s)
+	w.bufs = append(w.bufs, p)
+	return w.run()
+}
+
+// WritePinnedBuffers sends ps as one write with one ticket; their total counts for the threshold. See
+// [ZeroCopyWriter].
+func (c *Conn) WritePinnedBuffers(ps []Pinned) (Ticket, error) {
+	w := newWrite(c.s)
+	w.bufs = append(w.bufs, ps...)
+	return w.run()
+}
+
+// Flush waits for every ticket issued before the call. See [ZeroCopyWriter].
+func (c *Conn) Flush(ctx context.Context) error {
+	l := &c.s.ledger
+	if done := l.flush(); done != nil {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			l.unflush(done)
+			return ctx.Err()
+		}
+	}
+	return together(l.failuresSoFar())
+}
+
+// Sizes of system calls.
+const (
+	// flaggedCall is the most that one flagged call sends. Between 128 and 256 KiB the cost of a call is spread
+	// well and completions come back early enough to keep caches and send buffer warm.
+	flaggedCall = 128 << 10
+	// smallestCall is the size at which ENOBUFS by RLIMIT_MEMLOCK ends the halving and begins the copying.
+	smallestCall = 16 << 10
+	// plainCall is the most that one copying call sends.
+	plainCall = 1 << 30
+	// page is the length below which a buffer is not worth a fragment of its own.
+	page = 4 << 10
+	// keptBuffers is how many buffers an unused write keeps room for.
+	keptBuffers = 1024
+	// maxIovecs is the most buffers in one call.
+	maxIovecs = 64
+)
+
+// A write is one WritePinned or WritePinnedBuffers on its way to the kernel. Writes are used again by later ones.
+// Between the first and the last call of step it is the only write of its connection: the descriptor's write lock,
+// which every other way to write takes too, is held by RawConn.Write, waiting for buffer space included.
+type write struct {
+	s     *socket
+	bufs  []Pinned
+	total int64
+
+	at, off int // the next byte to send is bufs[at].b[off]
+	queued  int64
+	flag    bool // flagged calls are still worth trying in this write
+	tries   int  // of them, on a path that copies
+	limit   int  // bytes of one flagged call
+	claim   *claim
+	helped  bool    // a part was copied
+	why     reasons // it was
+	err     error
+
+	loan loan
+	msg  message
+	step func(fd uintptr) bool // w.sendAll, bound once
+}
+
+var writes = sync.Pool{New: func() any {
+	w := new(write)
+	w.step = w.sendAll
+	return w
+}}
+
+func newWrite(s *socket) *write {
+	w := writes.Get().(*write)
+	w.s = s
+	return w
+}
+
+// free makes w ready for another write.
+func (w *write) free() {
+	clear(w.bufs)
+	w.bufs = w.bufs[:0]
+	if cap(w.bufs) > keptBuffers {
+		w.bufs = nil
+	}
+	w.msg.clear()
+	w.s, w.total, w.at, w.off, w.queued = nil, 0, 0, 0, 0
+	w.flag, w.tries, w.limit, w.claim, w.helped, w.why, w.err = false, 0, 0, nil, false, 0, nil
+	writes.Put(w)
+}
+
+// run takes the write from its buffers to its ticket.
+func (w *write) run() (Ticket, error) {
+	defer w.free()
+	if err := w.loan.take(w.bufs); err != nil {
+		return Ticket{}, err
+	}
+	defer w.loan.giveBack()
+	w.total = totalLen(w.bufs)
+	if w.total == 0 {
+		return Ticket{}, nil
+	}
+	w.advance(0)
+	w.plan()
+	if err := w.s.raw.Write(w.step); err != nil && w.err == nil {
+		w.err = cause(err)
+	}
+	t, err := w.ticket(), w.failure()
+	w.s.count(w)
+	w.s.deliver()
+	w.s.finishClose()
+	return t, err
+}
+
+// plan decides what holds for the whole write.
+func (w *write) plan() {
+	s := w.s
+	w.limit = flaggedCall
+	switch {
+	case w.total < int64(s.cfg.Threshold):
+		w.why.add(reasonThreshold)
+	case s.refused.Load():
+		w.why.add(reasonRefused)
+	default:
+		w.flag = true
+	}
+	w.tries = -1
+	if w.flag && s.path.copying.Load() && !s.cfg.insist {
+		w.tries = 0
+		if s.path.try(time.Now()) {
+			w.tries = 1
+		}
+	}
+}
+
+// sendAll is called by RawConn.Write with the write lock held, again each time the socket has become writable.
+func (w *write) sendAll(fd uintptr) (done bool) {
+	for w.queued < w.total && w.err == nil {
+		switch err := w.sendNext(fd); err {
+		case nil, syscall.EINTR:
+		case syscall.EAGAIN:
+			return false
+		default:
+			w.err = err
+		}
+	}
+	return true
+}
+
+// sendNext makes one system call for the next part of the write.
+func (w *write) sendNext(fd uintptr) error {
+	if !w.flagNext() {
+		return w.sendCopied(fd)
+	}
+	if err := w.s.watch(fd); err != nil {
+		w.refuse(err)
+		return nil
+	}
+	switch err := w.sendFlagged(fd); err {
+	case syscall.ENOBUFS:
+		w.noBuffers(fd)
+		return nil
+	case syscall.EOPNOTSUPP:
+		w.refuse(err)
+		return nil
+	default:
+		return err
+	}
+}
+
+// flagNext decides for the next part of the write whether to send it with MSG_ZEROCOPY.
+func (w *write) flagNext() bool {
+	s := w.s
+	switch {
+	case !w.flag:
+		return false
+	case len(w.bufs[w.at].b) < page:
+		w.why.add(reasonThreshold)
+		return false
+	case s.path.copying.Load() && !s.cfg.insist && w.tries <= 0:
+		w.why.add(reasonPath)
+		return false
+	case s.cfg.MaxInFlight > 0 && s.ledger.bytesInFlight.Load()+w.nextFlagged() > s.cfg.MaxInFlight:
+		w.why.add(reasonInFlight)
+		return false
+	}
+	return true
+}
+
+// nextFlagged is the most that the next flagged call can send.
+func (w *write) nextFlagged() int64 { return min(int64(w.limit), w.total-w.queued) }
+
+// sendFlagged sends with MSG_ZEROCOPY, and books the ID that the call took.
+func (w *write) sendFlagged(fd uintptr) error {
+	if w.claim == nil {
+		w.claim = w.s.ledger.begin()
+		w.loan.pass(&w.claim.loan, w.bufs)
+	}
+	w.gather(w.limit, true)
+	if !w.s.ledger.reserve() {
+		return net.ErrClosed
+	}
+	n, err := w.msg.send(fd, msgZeroCopy)
+	if err != nil {
+		w.s.ledger.cancel()
+		return err
+	}
+	w.s.ledger.commit(w.claim, n)
+	w.tries--
+	w.advance(n)
+	return nil
+}
+
+// sendCopied sends the way Write does.
+func (w *write) sendCopied(fd uintptr) error {
+	w.gather(plainCall, false)
+	flags := 0
+	if w.queued+int64(w.msg.size) < w.total {
+		flags = msgMore
+	}
+	n, err := w.msg.send(fd, flags)
+	if err != nil {
+		return err
+	}
+	w.helped = true
+	w.s.stats.copiedBytes.Add(int64(n))
+	w.advance(n)
+	return nil
+}
+
+// gather makes the next call's message: the buffers from the cursor on that are sent in the same way, up to limit
+// bytes.
+func (w *write) gather(limit int, flagged bool) {
+	w.msg.clear()
+	off := w.off
+	for i := w.at; i < len(w.bufs) && w.msg.n < maxIovecs && w.msg.size < limit; i++ {
+		b := w.bufs[i].b[off:]
+		off = 0
+		if len(b) == 0 {
+			continue
+		}
+		if w.flag && (len(w.bufs[i].b) >= page) != flagged && w.msg.n > 0 {
+			break
+		}
+		w.msg.add(b[:min(len(b), limit-w.msg.size)])
+	}
+}
+
+// advance moves the cursor over n bytes that were queued, and over empty buffers.
+func (w *write) advance(n int) {
+	w.queued += int64(n)
+	w.off += n
+	for w.at < len(w.bufs) && w.off >= len(w.bufs[w.at].b) {
+		w.off -= len(w.bufs[w.at].b)
+		w.at++
+	}
+}
+
+// refuse makes the connection copy from here on: it cannot send the flag, or not hear the completions, after all.
+func (w *write) refuse(err error) {
+	w.s.refuse(err)
+	w.flag = false
+	w.why.add(reasonRefused)
+}
+
+// noBuffers answers ENOBUFS. It never waits: if reading the error queue frees nothing, the call is made smaller or
+// made by copying (net/core/skbuff.c: msg_zerocopy_alloc charges each notification to net.core.optmem_max, and
+// mm_account_pinned_pages charges the pages of a call to RLIMIT_MEMLOCK).
+func (w *write) noBuffers(fd uintptr) {
+	s := w.s
+	if s.drain(fd) > 0 {
+		s.stats.enobufsOptmem.Add(1)
+		return
+	}
+	bytes, ids := s.ledger.inFlight()
+	if !memlockShort(bytes, ids, w.msg.size) {
+		s.stats.enobufsOptmem.Add(1)
+		w.flag = false
+		w.why.add(reasonOptmem)
+		return
+	}
+	s.stats.enobufsMemlock.Add(1)
+	if w.limit = w.limit / 2; w.limit < smallestCall {
+		w.flag = false
+		w.why.add(reasonMemlock)
+	}
+}
+
+// ticket closes the accounts of the write.
+func (w *write) ticket() Ticket {
+	switch {
+	case w.claim != nil:
+		return w.s.ledger.seal(w.claim, w.helped)
+	case w.queued > 0:
+		return copiedTicket
+	}
+	return Ticket{}
+}
+
+func (w *write) failure() error {
+	if w.err == nil {
+		return nil
+	}
+	return &WriteError{Queued: w.queued, Total: w.total, Err: w.s.opError("write", w.err)}
+}
