@@ -34,7 +34,8 @@ func (s *socket) control(f func(fd uintptr)) error {
 	return s.raw.Control(f)
 }
 
-// close is Conn.Close.
+// close is Conn.Close. From the moment closing is set, under the lock that watching takes, no call of this connection
+// will watch its descriptor again.
 func (s *socket) close() error {
 	s.readers.mu.Lock()
 	again := s.closing.Swap(true)
@@ -42,6 +43,7 @@ func (s *socket) close() error {
 	if again {
 		return s.tc.Close()
 	}
+	s.readers.wake()
 	busy := s.ledger.close()
 	if !s.watched.Load() {
 		return s.tc.Close()

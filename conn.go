@@ -20,7 +20,7 @@ import (
 // be shared by many connections and must not be changed once it is in use.
 type Config struct {
 	// Threshold is the length in bytes from which a write is sent without copying; shorter ones are copied, which is
-	// faster for them. 0 means DefaultThreshold.
+	// faster for them, and so is whatever is shorter than a page of 4 KiB. 0 means DefaultThreshold.
 	Threshold int
 
 	// MaxInFlight bounds the bytes that the kernel may hold lent memory for. A write that would exceed it is copied
@@ -393,9 +393,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 //
 // SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for
 // what is in flight. Unlike *net.TCPConn's, this Close delivers what is in flight even if received bytes were left
-// unread.
+// unread, and ends the connection also for a duplicate of the descriptor that File has made.
 func (c *Conn) Close() error {
-	err := c.s.close()
-	c.s.readers.wake()
-	return err
+	return c.s.close()
 }

@@ -108,12 +108,20 @@ func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
 		more, suspect = e.fill(s, fd)
 		// Completions of a purged queue look like all others: ask before they are booked. A dead socket sets its
 		// error before it purges (tcp_reset, tcp_done_with_error in net/ipv4/tcp_input.c).
-		if suspect && lostUnacknowledged(fd) {
-			s.ledger.fail(ErrConnFailed)
+		if suspect {
+			s.suspect(fd)
 		}
 		ids += s.book(e.news)
 	}
 	return ids
+}
+
+// suspect looks at a socket that shows signs of being dead.
+func (s *socket) suspect(fd uintptr) {
+	if lostUnacknowledged(fd) {
+		s.ledger.fail(ErrConnFailed)
+	}
+	s.readers.wake() // the error, if it is one, is for them
 }
 
 // fill reads completions into e.news, as many as fit. It reports whether there may be more, and whether the socket

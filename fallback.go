@@ -172,6 +172,9 @@ type pathState struct {
 	tryAt   time.Time     // when the next flagged call may go out
 }
 
+// pathCopies reports whether to send plainly because the kernel copies on this path anyway.
+func (s *socket) pathCopies() bool { return s.path.copying.Load() && !s.cfg.insist }
+
 // try reports whether a path that copies is due for another flagged call, and takes the turn.
 func (p *pathState) try(now time.Time) bool {
 	p.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -702,4 +703,83 @@ func nofileChild() error {
 		return fmt.Errorf("the peer's read: %v, want a reset", err)
 	}
 	return nil
+}
+
+func TestCollectorLeavesMemoryInFlightAlone(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	check(t, c.SetWriteDeadline(time.Now().Add(testTimeout)))
+	const size, count = 64 << 10, 20
+	want := noise(size*count, 1)
+	for i := range count {
+		b := bytes.Clone(want[i*size : (i+1)*size]) // garbage as soon as the call returns
+		_, err := c.WritePinned(Pin(b))
+		check(t, err)
+	}
+	if c.Stats().BytesInFlight == 0 {
+		t.Fatal("nothing is in flight")
+	}
+	var garbage [][]byte
+	for range 5 {
+		runtime.GC()
+		for range count * 4 {
+			garbage = append(garbage, bytes.Repeat([]byte{0xee}, size))
+		}
+	}
+	expect(t, far, want)
+	check(t, c.Flush(testContext(t)))
+	if s := c.Stats(); s.ZeroCopiedBytes != size*count {
+		t.Errorf("%d bytes were sent without copy, want %d", s.ZeroCopiedBytes, size*count)
+	}
+	_ = garbage
+}
+
+// TestWriterReadsCompletionsThatNobodyElseReads stops the poller and leaves room for one notification only: each call
+// after the first fails with ENOBUFS until the writer has read the completion of the one before.
+func TestWriterReadsCompletionsThatNobodyElseReads(t *testing.T) {
+	link := lab.ForTest(t)
+	check(t, link.Sender.SetSysctl("net.core.optmem_max", "1000"))
+	near, far := labPair(t, link)
+	c := wrap(t, near, nil)
+	p, want := allocNoise(t, 64<<10, 1)
+	defer p.Release()
+	check(t, c.s.raw.Control(func(fd uintptr) { check(t, c.s.watch(fd)) }))
+	thePoller.mu.Lock()
+	defer thePoller.mu.Unlock()
+	const writes = 50
+	for range writes {
+		_, err := c.WritePinned(p)
+		check(t, err)
+		expect(t, far, want)
+		eventually(t, "the peer's acknowledgement arrives", func() bool { return unacknowledged(t, c) == 0 })
+	}
+	s := c.Stats()
+	if s.Sends != writes || s.EnobufsOptmem < writes-1 || s.Fallbacks != (Fallbacks{}) {
+		t.Errorf("%d of %d writes went out flagged, with %d ENOBUFS and %+v", s.Sends, writes, s.EnobufsOptmem, s.Fallbacks)
+	}
+}
+
+// unacknowledged returns how many bytes the peer's kernel has not acknowledged.
+func unacknowledged(t *testing.T, c *Conn) (n int) {
+	t.Helper()
+	check(t, c.s.raw.Control(func(fd uintptr) {
+		var err error
+		n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		check(t, err)
+	}))
+	return n
+}
+
+func TestWriteThatMeetsCloseSendsNothingFlagged(t *testing.T) {
+	c, _ := loopbackPair(t)
+	zc := wrap(t, c, insist)
+	zc.s.ledger.close() // where Close is between deciding that nothing is in flight and closing the descriptor
+	ticket, err := zc.WritePinned(Pin(noise(100000, 1)))
+	if !errors.Is(err, net.ErrClosed) || !ticket.Ready() {
+		t.Errorf("error %v, ready %v; want net.ErrClosed and a done ticket", err, ticket.Ready())
+	}
+	if n := zc.Stats().Sends; n != 0 {
+		t.Errorf("%d flagged calls whose completions nobody will hear", n)
+	}
 }

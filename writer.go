@@ -102,11 +102,8 @@ func (e *WriteError) Timeout() bool {
 	return errors.As(e.Err, &ne) && ne.Timeout()
 }
 
-// Temporary is what the cause says; like net.Error's it is deprecated.
-func (e *WriteError) Temporary() bool {
-	var ne net.Error
-	return errors.As(e.Err, &ne) && ne.Temporary()
-}
+// Temporary is part of net.Error, and deprecated there; it is the same as Timeout.
+func (e *WriteError) Temporary() bool { return e.Timeout() }
 
 // WritePinned sends p without copying it if it is as long as the threshold and the path allows it. See
 // [ZeroCopyWriter].
@@ -166,7 +163,7 @@ type write struct {
 	at, off int // the next byte to send is bufs[at].b[off]
 	queued  int64
 	flag    bool // flagged calls are still worth trying in this write
-	tries   int  // of them, on a path that copies
+	tries   int  // of them that are left on a path that copies
 	limit   int  // bytes of one flagged call
 	claim   *claim
 	helped  bool    // a part was copied
@@ -238,12 +235,8 @@ func (w *write) plan() {
 	default:
 		w.flag = true
 	}
-	w.tries = -1
-	if w.flag && s.path.copying.Load() && !s.cfg.insist {
-		w.tries = 0
-		if s.path.try(time.Now()) {
-			w.tries = 1
-		}
+	if w.flag && s.pathCopies() && s.path.try(time.Now()) {
+		w.tries = 1
 	}
 }
 
@@ -291,7 +284,7 @@ func (w *write) flagNext() bool {
 	case len(w.bufs[w.at].b) < page:
 		w.why.add(reasonThreshold)
 		return false
-	case s.path.copying.Load() && !s.cfg.insist && w.tries <= 0:
+	case s.pathCopies() && w.tries <= 0:
 		w.why.add(reasonPath)
 		return false
 	case s.cfg.MaxInFlight > 0 && s.ledger.bytesInFlight.Load()+w.nextFlagged() > s.cfg.MaxInFlight:

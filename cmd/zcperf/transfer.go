@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/zcnet-go/zcnet"
+)
+
+// This file is one transfer: a region's content sent by one mode over one connection, timed until the receiver has
+// said that it has arrived.
+
+const (
+	// answerTimeout is how long a receiver may take to empty the buffers on the way and answer, once a transfer with
+	// a time limit has ended.
+	answerTimeout = 4 * time.Second
+	// interruptTimeout is the same once the user waits for the program to end.
+	interruptTimeout = time.Second
+)
+
+// A transfer is what is to be sent.
+type transfer struct {
+	region zcnet.Pinned // sent from its beginning to its end, and again; filled with the pattern
+	write  int          // bytes of one write, of which the region is a multiple
+	total  int64
+	work   work      // asked of the receiver
+	until  time.Time // when to stop sending, if not before; zero for no limit
+	show   *progress
+}
+
+// A result is what a transfer has come to. Its JSON is what -json prints.
+type result struct {
+	Link     string   `json:"link"`
+	Mode     string   `json:"mode"`
+	Size     size     `json:"size"` // of one write
+	Bytes    int64    `json:"bytes"`
+	Seconds  float64  `json:"seconds"`
+	GBPerS   float64  `json:"gb_per_s"`
+	ProcCPU  *float64 `json:"proc_cpu_s_per_gb"` // null where it cannot be measured
+	SysCPU   *float64 `json:"sys_cpu_s_per_gb"`  // so too
+	Writes   int64    `json:"writes"`
+	Allocs   float64  `json:"allocs_per_write"` // heap objects of the whole process
+	Rounds   int      `json:"rounds"`           // of which this is the median
+	Checked  int64    `json:"checked_bytes"`    // compared by the receiver, in this transfer or a separate one
+	Wrong    int64    `json:"wrong_bytes"`      // of them
+	CutShort bool     `json:"cut_short"`        // fewer bytes than asked for were sent: the time was up, or an interrupt came
+	counts
+
+	answer trailer // the receiver's
+}
+
+// run sends over s until everything is sent, the time is up or ctx ends, and closes s. The last two shorten the
+// transfer; they are no errors. What arrives wrong is none either: the result says so.
+func (t transfer) run(ctx context.Context, s sender) (result, error) {
+	defer s.Close()
+	// Without a deadline: it fits any socket's buffer, and the receiver must know what it is to answer.
+	if err := writeHeader(s, header{Region: int64(t.region.Len()), Total: t.total, Work: t.work}); err != nil {
+		return result{}, err
+	}
+	if err := t.setDeadlines(s); err != nil {
+		return result{}, err
+	}
+	stop := context.AfterFunc(ctx, func() {
+		s.SetWriteDeadline(time.Now())
+		s.SetReadDeadline(time.Now().Add(interruptTimeout))
+	})
+	defer stop()
+
+	start := startClocks()
+	bytes, writes, err := t.sendAll(s)
+	if err != nil {
+		return result{}, fmt.Errorf("after %d bytes: %w", bytes, err)
+	}
+	answer, err := finish(ctx, s)
+	if err != nil {
+		return result{}, err
+	}
+	end := stopClocks()
+	if answer.Received != bytes {
+		return result{}, fmt.Errorf("of %d bytes sent the receiver got %d", bytes, answer.Received)
+	}
+	r := measure(start, end, bytes, writes)
+	r.Rounds, r.CutShort, r.counts = 1, bytes < t.total, s.counts()
+	if r.answer = answer; answer.Checked {
+		r.Checked, r.Wrong = answer.Received, answer.Wrong
+	}
+	return r, nil
+}
+
+func (t transfer) setDeadlines(s sender) error {
+	if t.until.IsZero() {
+		return nil
+	}
+	return errors.Join(s.SetWriteDeadline(t.until), s.SetReadDeadline(t.until.Add(answerTimeout)))
+}
+
+// sendAll sends until everything is sent or the write deadline passes.
+func (t transfer) sendAll(s sender) (bytes, writes int64, err error) {
+	for off := 0; bytes < t.total; {
+		n := int(min(int64(t.write), t.total-bytes))
+		sent, err := s.send(t.region.Slice(off, off+n))
+		bytes += sent
+		writes++
+		t.show.add(sent)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return bytes, writes, nil
+		}
+		if err != nil {
+			return bytes, writes, err
+		}
+		if off += n; off == t.region.Len() {
+			off = 0
+		}
+	}
+	return bytes, writes, nil
+}
+
+// finish ends the stream, waits for the receiver's answer, and then for the memory.
+func finish(ctx context.Context, s sender) (trailer, error) {
+	if err := s.CloseWrite(); err != nil {
+		return trailer{}, err
+	}
+	answer, err := readTrailer(s)
+	if err != nil {
+		return trailer{}, err
+	}
+	// The receiver's kernel has acknowledged everything, so the memory is as good as free, even after an interrupt.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
+	if err := s.flush(ctx); err != nil {
+		return trailer{}, fmt.Errorf("wait for the kernel to give the memory back: %w", err)
+	}
+	return answer, nil
+}
+
+// measure computes what the clocks say about a transfer.
+func measure(start, end reading, bytes, writes int64) result {
+	took := end.wall.Sub(start.wall)
+	return result{
+		Bytes:   bytes,
+		Seconds: took.Seconds(),
+		GBPerS:  gbPerS(bytes, took),
+		ProcCPU: perGB(start.process, end.process, bytes),
+		SysCPU:  perGB(start.system, end.system, bytes),
+		Writes:  writes,
+		Allocs:  float64(end.mallocs-start.mallocs) / float64(max(writes, 1)),
+	}
+}
+
+// gbPerS returns 10^9 bytes per second, a finite number even if the clock has not moved.
+func gbPerS(bytes int64, took time.Duration) float64 {
+	return float64(bytes) / 1e9 / max(took, 1).Seconds()
+}
+
+// newTransfer returns the transfer of total bytes by writes of n, from as much of region as such writes fill exactly.
+func newTransfer(region zcnet.Pinned, n, total size) transfer {
+	write := int(min(n, total))
+	whole := region.Len() - region.Len()%write
+	return transfer{region: region.Slice(0, whole), write: write, total: int64(total)}
+}
+
+// newRegion returns memory of n bytes with the pattern in it.
+func newRegion(ctx context.Context, n int64) (zcnet.Pinned, error) {
+	region, err := zcnet.Alloc(int(n))
+	if err != nil {
+		return region, err
+	}
+	if err := fill(ctx, region.Bytes()); err != nil {
+		region.Release()
+		return zcnet.Pinned{}, errInterrupted
+	}
+	return region, nil
+}
+
+// regionFor returns how much of a region of limit bytes is needed to send total bytes in writes of n.
+func regionFor(limit, total, n size) int64 {
+	return int64(min(max(limit, n), total))
+}

@@ -1,0 +1,39 @@
+// Package zcnet sends memory over TCP without copying it: it wraps a *net.TCPConn into a net.Conn that can also send
+// with the kernel's MSG_ZEROCOPY.
+//
+//	conn, err := net.Dial("tcp", addr)
+//	conn = zcnet.Wrap(conn, nil)                   // still a net.Conn, drop-in
+//	if zw, ok := conn.(zcnet.ZeroCopyWriter); ok { // can this one send without copying?
+//		ticket, err := zw.WritePinned(buf)         // buf is a zcnet.Pinned
+//		...
+//		err = ticket.Wait(ctx)                     // from here on buf may be written again
+//	}
+//
+// # The lifetime contract
+//
+// A zero-copy send is asynchronous. The kernel goes on reading the memory after the call has returned, until the
+// peer's kernel has acknowledged the bytes (https://docs.kernel.org/networking/msg_zerocopy.html). So it cannot be
+// hidden behind Write, and the contract lies in the types:
+//
+//  1. Only a [Pinned] can be sent without copying. [Pin] makes one of the caller's memory, [Alloc] of its own.
+//  2. From WritePinned until its [Ticket] is done the memory is lent to the kernel: read it, do not write it. (Whoever
+//     accepts that either version travels may write to memory of Pin, as live migration does.)
+//  3. Memory in flight is never unmapped or collected, whatever the caller drops or releases.
+//  4. [Conn.Close] keeps the contract: it returns at once, and the descriptor is held in the background until the
+//     kernel has given the memory back. Memory whose release is never proven is never used again.
+//
+// Writes of every kind are contiguous in the stream and in order with each other, whichever goroutine they come from.
+//
+// # When it copies
+//
+// Zero-copy pays for large writes over a real network. The library copies, which is then the faster way, where a write
+// is shorter than Config.Threshold, where the kernel has been copying on this path (loopback, tunnels, a packet
+// capture), and where a limit is reached (RLIMIT_MEMLOCK, net.core.optmem_max, Config.MaxInFlight). [Conn.Stats] counts
+// each, [Probe] explains. Where a connection cannot send without copying at all, [Wrap] returns it unchanged, and
+// [NewWriter] makes a [ZeroCopyWriter] of it that copies, so that callers need one code path only.
+//
+// # Systems
+//
+// Linux 4.14 or later sends without copying. On every other system the package builds, and copies. Setting
+// ZCNET_DISABLE=1 in the environment turns zero-copy off in the field.
+package zcnet
