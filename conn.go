@@ -178,8 +178,22 @@ func (s *socket) opError(op string, err error) error {
 	if errno, ok := err.(syscall.Errno); ok {
 		err = os.NewSyscallError(syscallOf[op], errno)
 	}
-	return &net.OpError{Op: op, Net: "tcp", Source: s.tc.LocalAddr(), Addr: s.tc.RemoteAddr(), Err: err}
+	return &net.OpError{Op: op, Net: networkOf(s.tc), Source: s.tc.LocalAddr(), Addr: s.tc.RemoteAddr(), Err: err}
 }
+
+// networkOf returns the network that c was made with, such as "tcp4". Package net tells it in errors only, so one is
+// made, by sending from a reader that fails at once.
+func networkOf(c *net.TCPConn) string {
+	_, err := c.ReadFrom(&io.LimitedReader{R: failingReader{}, N: 1})
+	if op, ok := err.(*net.OpError); ok {
+		return op.Net
+	}
+	return c.LocalAddr().Network()
+}
+
+type failingReader struct{}
+
+func (failingReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
 // syscallOf names the system call behind an operation.
 var syscallOf = map[string]string{"read": "read", "write": "sendmsg"}
