@@ -34,31 +34,44 @@ func (s *socket) control(f func(fd uintptr)) error {
 	return s.raw.Control(f)
 }
 
-// close is Conn.Close. From the moment closing is set, under the lock that watching takes, no call of this connection
-// will watch its descriptor again.
+// close is Conn.Close.
 func (s *socket) close() error {
-	s.readers.mu.Lock()
-	again := s.closing.Swap(true)
-	s.readers.mu.Unlock()
-	if again {
-		return s.tc.Close()
+	h, linger, err := s.closeOnce()
+	if h != nil {
+		h.begin(s, linger)
+	}
+	return err
+}
+
+// closeOnce closes the connection's own descriptor, and returns the one that outlives it, if one does. A second Close
+// must not come between the two: it would close what is about to be duplicated.
+func (s *socket) closeOnce() (h *holding, linger unix.Linger, err error) {
+	s.closeMu.Lock()
+	defer s.closeMu.Unlock()
+	if s.startClosing() {
+		return nil, linger, s.tc.Close()
 	}
 	s.readers.wake()
 	busy := s.ledger.close()
 	if !s.watched.Load() {
-		return s.tc.Close()
+		return nil, linger, s.tc.Close()
 	}
 	if !busy {
 		_ = s.raw.Control(s.unwatch)
-		return s.tc.Close()
+		return nil, linger, s.tc.Close()
 	}
-	h, linger, err := s.hold()
-	if err != nil {
-		return s.closeUnheld(err)
+	if h, linger, err = s.hold(); err != nil {
+		return nil, linger, s.closeUnheld(err)
 	}
-	err = s.tc.Close()
-	h.begin(s, linger)
-	return err
+	return h, linger, s.tc.Close()
+}
+
+// startClosing says that the connection is being closed: under the lock that watching takes, so that no call will
+// watch its descriptor again. It reports whether that was so before.
+func (s *socket) startClosing() (again bool) {
+	s.readers.mu.Lock()
+	defer s.readers.mu.Unlock()
+	return s.closing.Swap(true)
 }
 
 // hold makes a second descriptor and moves the poller to it. It returns the socket's SO_LINGER, and turns it off, for

@@ -100,7 +100,9 @@ func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if err := enableZeroCopy(raw); err != nil {
 		return nil, err
 	}
-	return &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}}, nil
+	s := &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}
+	s.ledger.reader = s
+	return &Conn{TCPConn: c, s: s}, nil
 }
 
 const disableEnv = "ZCNET_DISABLE"
@@ -167,8 +169,10 @@ type socket struct {
 	refused atomic.Bool // flagged calls do not work here after all
 	watched atomic.Bool // the poller hears completions
 	readers readWaiters
+	drainer drainer // who reads completions: the writer or the poller
 
 	drainMu sync.Mutex              // one goroutine reads the error queue at a time
+	closeMu sync.Mutex              // one Close at a time
 	closing atomic.Bool             // Close was called
 	held    atomic.Pointer[holding] // the descriptor that outlives Close while memory is in flight
 }
@@ -287,6 +291,10 @@ func (r *readWaiters) next() <-chan struct{} {
 func (r *readWaiters) wake() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.wakeAll()
+}
+
+func (r *readWaiters) wakeAll() bool {
 	if r.ready == nil {
 		return false
 	}
@@ -365,13 +373,20 @@ func (c *Conn) spliceTo(w io.Writer) (written int64, err error) {
 	}
 }
 
-// ReadFrom sends what it reads from r, as *net.TCPConn does: by sendfile(2) from files and by splice(2) from TCP and
-// unix connections. It copies in every other case.
+// ReadFrom sends what it reads from r until end of file. Files are sent by sendfile(2), TCP and unix connections by
+// splice(2), as by *net.TCPConn. Any other reader reads into buffers of the library's own, which are sent without
+// copying where that pays, so that io.Copy to a Conn gains without any duty of the caller: r's memory is r's again when
+// its Read returns. What one Read returns is sent at once.
+//
+// When ReadFrom returns, everything is queued in the kernel, as after Write; the buffers take care of themselves.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if src, ok := r.(*Conn); ok {
 		return src.spliceTo(c.TCPConn)
 	}
-	return c.TCPConn.ReadFrom(r)
+	if kernelCanMove(r) {
+		return c.TCPConn.ReadFrom(r)
+	}
+	return c.sendFrom(r)
 }
 
 // onlyReader hides every other method.

@@ -986,21 +986,21 @@ var writeBehaviours = []struct {
 			t.Errorf("the write ended %v early", time.Until(deadline))
 		}
 		wantError(t, c, err, os.ErrDeadlineExceeded)
-		endsAfter(t, c, peer, n, 1)
+		endsAfter(t, c, peer, n, 0)
 	}},
 	{"a deadline brought forward ends a blocked write", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
 		check(t, c.SetDeadline(inAnHour()))
-		blocked := beginWrite(write)
+		blocked := beginWrite(t, peer, write)
 		check(t, c.SetWriteDeadline(longAgo))
 		n, err := blocked.wait(t)
 		wantError(t, c, err, os.ErrDeadlineExceeded)
 		endsAfter(t, c, peer, n, 1)
 	}},
 	{"the read deadline does not end a blocked write", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
-		blocked := beginWrite(write)
+		blocked := beginWrite(t, peer, write)
 		check(t, c.SetReadDeadline(longAgo))
 		doze(t)
-		check(t, receive(peer, tooMuch()))
+		expect(t, peer, tooMuch()[1:])
 		n, err := blocked.wait(t)
 		check(t, err)
 		if n != int64(len(tooMuch())) {
@@ -1024,11 +1024,11 @@ var writeBehaviours = []struct {
 		reading.Wait()
 	}},
 	{"Close ends a blocked write and delivers what was queued", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
-		blocked := beginWrite(write)
+		blocked := beginWrite(t, peer, write)
 		check(t, c.Close())
 		n, err := blocked.wait(t)
 		wantError(t, c, err, net.ErrClosed)
-		check(t, receive(peer, tooMuch()[:n]))
+		expect(t, peer, tooMuch()[1:n])
 		expectEOF(t, peer)
 	}},
 	{"a write after Close fails", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
@@ -1054,12 +1054,15 @@ var writeBehaviours = []struct {
 	{"CloseWrite delivers what was written before", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
 		n, err := write(tooMuch()[:50<<10])
 		check(t, err)
-		endsAfter(t, c, peer, n, 50<<10)
+		if n != 50<<10 {
+			t.Errorf("%d bytes were queued, want all", n)
+		}
+		endsAfter(t, c, peer, n, 0)
 		send(t, peer, "answer")
 		expect(t, c, []byte("answer"))
 	}},
 	{"a reset by the peer ends a blocked write", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
-		blocked := beginWrite(write)
+		blocked := beginWrite(t, peer, write)
 		check(t, peer.SetLinger(0))
 		check(t, peer.Close())
 		_, err := blocked.wait(t)
@@ -1078,7 +1081,7 @@ var writeBehaviours = []struct {
 		}
 	}},
 	{"Close with linger 0 resets a connection whose write is blocked", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
-		blocked := beginWrite(write)
+		blocked := beginWrite(t, peer, write)
 		check(t, c.SetLinger(0))
 		check(t, c.Close())
 		_, err := blocked.wait(t)
@@ -1101,14 +1104,16 @@ type pendingWriting struct {
 	err  error
 }
 
-// beginWrite returns once the write is blocked.
-func beginWrite(write func([]byte) (int64, error)) *pendingWriting {
+// beginWrite returns when the peer has received the first byte, and the write has had a moment to block.
+func beginWrite(t *testing.T, peer net.Conn, write func([]byte) (int64, error)) *pendingWriting {
+	t.Helper()
 	w := &pendingWriting{done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		w.n, w.err = write(tooMuch())
 	}()
-	time.Sleep(50 * time.Millisecond)
+	expect(t, peer, tooMuch()[:1])
+	doze(t)
 	return w
 }
 
@@ -1138,17 +1143,17 @@ func wantError(t *testing.T, c net.Conn, err, cause error) {
 	}
 }
 
-// endsAfter ends the stream and checks that the peer has received queued bytes of tooMuch, no more and no less, and
-// that they are at least so many.
-func endsAfter(t *testing.T, c tcpConn, peer net.Conn, queued int64, least int) {
+// endsAfter ends the stream and checks that the peer receives the queued bytes of tooMuch, no more and no less, but for
+// those that it has read before.
+func endsAfter(t *testing.T, c tcpConn, peer net.Conn, queued int64, read int) {
 	t.Helper()
-	if queued < int64(least) || queued == int64(len(tooMuch())) {
-		t.Errorf("%d bytes were queued, want at least %d and not all", queued, least)
+	if queued < int64(read) || queued == int64(len(tooMuch())) {
+		t.Fatalf("%d bytes were queued, want at least %d and not all", queued, read)
 	}
 	check(t, c.CloseWrite())
 	got, err := io.ReadAll(peer)
 	check(t, err)
-	if err := sameBytes(got, tooMuch()[:queued]); err != nil {
+	if err := sameBytes(got, tooMuch()[read:queued]); err != nil {
 		t.Errorf("the peer received: %v", err)
 	}
 }
@@ -1156,58 +1161,106 @@ func endsAfter(t *testing.T, c tcpConn, peer net.Conn, queued int64, least int) 
 func TestWriteCutByItsDeadlineKeepsItsTicket(t *testing.T) {
 	near, peer := narrowPair(t)
 	c := wrap(t, near, insist)
-	check(t, c.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
-	ticket, err := c.WritePinned(Pin(tooMuch()))
-	var we *WriteError
-	if !errors.As(err, &we) {
-		t.Fatalf("the error of the write is %v, want a *WriteError", err)
-	}
-	if we.Queued <= 0 || we.Queued >= we.Total || we.Total != int64(len(tooMuch())) || !we.Timeout() || !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the error of the write is %#v, want a timeout part way of %d bytes", we, len(tooMuch()))
-	}
+	ticket, queued := cutWrite(t, c, peer)
 	if ticket == (Ticket{}) || ticket.Ready() {
 		t.Error("the ticket is done before the peer has read")
 	}
-	check(t, c.CloseWrite())
-	got, err := io.ReadAll(peer)
-	check(t, err)
-	if err := sameBytes(got, tooMuch()[:we.Queued]); err != nil {
-		t.Errorf("the peer received: %v", err)
-	}
+	endsAfter(t, c, peer, queued, 1)
 	if err := ticket.Wait(testContext(t)); err != nil {
 		t.Errorf("the ticket, once the peer has read: %v", err)
 	}
-	if s := c.Stats(); s.MaybeCopiedBytes+s.ZeroCopiedBytes != we.Queued || s.BytesInFlight != 0 {
-		t.Errorf("%d bytes sent and %d in flight, want the %d queued and none", s.MaybeCopiedBytes+s.ZeroCopiedBytes, s.BytesInFlight, we.Queued)
+	if s := c.Stats(); s.MaybeCopiedBytes+s.ZeroCopiedBytes != queued || s.BytesInFlight != 0 {
+		t.Errorf("%d bytes sent and %d in flight, want the %d queued and none", s.MaybeCopiedBytes+s.ZeroCopiedBytes, s.BytesInFlight, queued)
 	}
 }
 
+// cutWrite begins to write tooMuch without copy, has the peer read one byte, and cuts the write by its deadline.
+func cutWrite(t *testing.T, c *Conn, peer net.Conn) (ticket Ticket, queued int64) {
+	t.Helper()
+	blocked := beginWrite(t, peer, func(b []byte) (n int64, err error) {
+		ticket, err = c.WritePinned(Pin(b))
+		return 0, err
+	})
+	check(t, c.SetWriteDeadline(longAgo))
+	_, err := blocked.wait(t)
+	wantError(t, c, err, os.ErrDeadlineExceeded)
+	var we *WriteError
+	if !errors.As(err, &we) {
+		t.Fatalf("the error of the write is a %T, want a *WriteError", err)
+	}
+	if we.Queued <= 0 || we.Queued >= we.Total || we.Total != int64(len(tooMuch())) {
+		t.Fatalf("%d of %d bytes were queued, want a part of %d", we.Queued, we.Total, len(tooMuch()))
+	}
+	return ticket, we.Queued
+}
+
+// TestCloseDuringCloseKeepsWhatIsInFlight has a second Close come while the first is under way.
+func TestCloseDuringCloseKeepsWhatIsInFlight(t *testing.T) {
+	near, peer := narrowPair(t)
+	c := wrap(t, near, insist)
+	second := &closeDuringClose{RawConn: c.s.raw, c: c, result: make(chan error, 1)}
+	c.s.raw = second
+	ticket, queued := cutWrite(t, c, peer)
+	first := c.Close()
+	second.once.Do(func() { second.result <- c.Close() }) // if the first did not get there
+	if other := <-second.result; (first == nil) == (other == nil) {
+		t.Errorf("the first Close: %v, the second: %v; want one to succeed", first, other)
+	}
+	expect(t, peer, tooMuch()[1:queued])
+	expectEOF(t, peer)
+	if err := ticket.Wait(testContext(t)); err != nil {
+		t.Errorf("the ticket: %v", err)
+	}
+}
+
+// closeDuringClose calls Close when another Close has begun and reaches for the descriptor, and lets that one go on
+// when the second has returned, or appears to wait for the first.
+type closeDuringClose struct {
+	syscall.RawConn
+	c      *Conn
+	once   sync.Once
+	result chan error
+}
+
+func (r *closeDuringClose) Control(f func(fd uintptr)) error {
+	if r.c.s.closing.Load() {
+		r.once.Do(func() {
+			returned := make(chan struct{})
+			go func() {
+				defer close(returned)
+				r.result <- r.c.Close()
+			}()
+			select {
+			case <-returned:
+			case <-time.After(100 * time.Millisecond):
+			}
+		})
+	}
+	return r.RawConn.Control(f)
+}
+
 func TestClosingFromManyGoroutinesKeepsWhatIsInFlight(t *testing.T) {
-	for range 20 {
+	for range 10 {
 		near, peer := narrowPair(t)
 		c := wrap(t, near, insist)
-		check(t, c.SetWriteDeadline(time.Now().Add(10*time.Millisecond)))
-		ticket, err := c.WritePinned(Pin(tooMuch()))
-		var we *WriteError
-		if !errors.As(err, &we) || ticket.Ready() {
-			t.Fatalf("nothing is in flight: %v", err)
-		}
-		var closing sync.WaitGroup
+		ticket, queued := cutWrite(t, c, peer)
+		start := make(chan struct{})
 		var succeeded atomic.Int32
+		var closing sync.WaitGroup
 		for range 4 {
 			closing.Go(func() {
+				<-start
 				if c.Close() == nil {
 					succeeded.Add(1)
 				}
 			})
 		}
+		close(start)
 		closing.Wait()
 		if n := succeeded.Load(); n != 1 {
 			t.Errorf("%d of 4 calls of Close succeeded, want 1", n)
 		}
-		if err := receive(peer, tooMuch()[:we.Queued]); err != nil {
-			t.Fatalf("the peer received: %v", err)
-		}
+		expect(t, peer, tooMuch()[1:queued])
 		expectEOF(t, peer)
 		if err := ticket.Wait(testContext(t)); err != nil {
 			t.Fatalf("the ticket: %v", err)

@@ -78,7 +78,7 @@ var errorQueues = sync.Pool{New: func() any {
 	return e
 }}
 
-// drained is called by the poller when the socket has reported an error or a hang-up.
+// drained reads the error queue and sets the watch again. It is called by the poller, and for what the poller left.
 func (s *socket) drained() {
 	e := errorQueues.Get().(*errorQueue)
 	e.s = s
@@ -89,7 +89,10 @@ func (s *socket) drained() {
 	s.finishClose()
 }
 
-func (e *errorQueue) drainSocket(fd uintptr) { e.drainAll(e.s, fd) }
+func (e *errorQueue) drainSocket(fd uintptr) {
+	e.drainAll(e.s, fd)
+	e.s.rewatch(fd)
+}
 
 // drain reads the error queue until it is empty, and returns how many IDs came back. It does not block, and nothing
 // in it waits for the reader of another connection.

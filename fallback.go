@@ -26,7 +26,10 @@ func NewWriter(c net.Conn) ZeroCopyWriter {
 	return &copyWriter{c: c}
 }
 
-var _ ZeroCopyWriter = &copyWriter{}
+var (
+	_ ZeroCopyWriter = &copyWriter{}
+	_ FrameWriter    = &copyWriter{}
+)
 
 // copyWriter gives any connection the write calls of a Conn. It has no state, and so nothing to flush.
 type copyWriter struct{ c net.Conn }
@@ -34,6 +37,10 @@ type copyWriter struct{ c net.Conn }
 func (w *copyWriter) WritePinned(p Pinned) (Ticket, error) { return w.write([]Pinned{p}) }
 
 func (w *copyWriter) WritePinnedBuffers(ps []Pinned) (Ticket, error) { return w.write(ps) }
+
+func (w *copyWriter) WriteFrame(header []byte, body Pinned) (Ticket, error) {
+	return w.write([]Pinned{Pin(header), body})
+}
 
 func (w *copyWriter) Flush(context.Context) error { return nil }
 

@@ -130,7 +130,7 @@ func (m *ledgerModel) begin() {
 	if m.open == nil {
 		m.open = &modelWrite{c: m.l.begin(), mem: &region{}, out: map[uint64]bool{}}
 		m.open.ticket = m.open.c.ticket()
-		m.open.mem.lend()
+		m.open.mem.lend(0)
 		m.open.c.loan.regions = append(m.open.c.loan.regions, m.open.mem)
 		m.writes = append(m.writes, m.open)
 	}

@@ -53,7 +53,15 @@ func onEachLink(t *testing.T, test func(t *testing.T, pair pairMaker)) {
 // whenever it has been full, a completion comes before the socket is writable again.
 func broaden(t testing.TB, near *net.TCPConn) {
 	t.Helper()
-	check(t, near.SetWriteBuffer(1<<20)) // the kernel doubles it
+	const size = 1 << 20 // the kernel doubles it
+	raw, err := near.SyscallConn()
+	check(t, err)
+	check(t, raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size)
+	}))
+	if err != nil {
+		check(t, near.SetWriteBuffer(size)) // without CAP_NET_ADMIN net.core.wmem_max bounds it
+	}
 }
 
 // TestNaiveReaderDies shows the hazard that Conn.Read answers: a sender that does what the kernel's document asks for

@@ -78,6 +78,9 @@ type reservation struct {
 	copied bool // with the kernel's mark for a copy
 }
 
+// leftReader reads completions at once that would otherwise wait for a better moment.
+type leftReader interface{ readLeft() }
+
 // ledger holds the accounts of one connection. Writers are serialized by their caller (the descriptor's write
 // lock); everything else may be called from any goroutine. No lock is taken while mu is held, and memory is given
 // back after it is dropped.
@@ -98,6 +101,8 @@ type ledger struct {
 	counts   ledgerCounts  //
 
 	bytesInFlight atomic.Int64 // bytes whose claim is not settled
+	waited        atomic.Int32 // pending tickets and flushes that somebody may be waiting for
+	reader        leftReader   // reads completions that were left unread; nil if none ever are
 }
 
 // ledgerCounts are the ledger's part of [Stats].
@@ -323,6 +328,7 @@ func (l *ledger) resolve(c *claim, o Outcome) {
 	l.counts.add(c, o)
 	c.state.Store(claimState(c.generation(), o, c.err))
 	if c.done != nil {
+		l.waited.Add(-1)
 		close(c.done)
 	}
 }
@@ -360,6 +366,7 @@ func (l *ledger) sweep() {
 		if front < f.until {
 			return false
 		}
+		l.waited.Add(-1)
 		close(f.done)
 		return true
 	})
@@ -374,14 +381,27 @@ func (l *ledger) flush() <-chan struct{} {
 	}
 	f := flusher{until: l.sealed, done: make(chan struct{})}
 	l.flushers = append(l.flushers, f)
+	l.waited.Add(1)
 	return f.done
+}
+
+// await is called, without a lock, by whoever is about to wait.
+func (l *ledger) await() {
+	if l.reader != nil {
+		l.reader.readLeft()
+	}
 }
 
 // unflush takes back the wait for done.
 func (l *ledger) unflush(done <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.flushers = slices.DeleteFunc(l.flushers, func(f flusher) bool { return f.done == done })
+	l.flushers = slices.DeleteFunc(l.flushers, func(f flusher) bool {
+		if f.done == done {
+			l.waited.Add(-1)
+		}
+		return f.done == done
+	})
 }
 
 // doneChan returns the channel on which to wait for t.
@@ -393,6 +413,7 @@ func (l *ledger) doneChan(t Ticket) <-chan struct{} {
 	}
 	if t.c.done == nil {
 		t.c.done = make(chan struct{})
+		l.waited.Add(1)
 	}
 	return t.c.done
 }

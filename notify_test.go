@@ -313,7 +313,7 @@ func TestAbandonedTicketsNeverGiveTheirMemoryBack(t *testing.T) {
 	l := newLedger(0)
 	fine, lost := writeIDs(l, 1, 10), l.begin()
 	p := &region{}
-	p.lend()
+	p.lend(0)
 	lost.loan.regions = []*region{p}
 	l.reserve()
 	l.commit(lost, 4096)

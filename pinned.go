@@ -21,8 +21,9 @@ var ErrReleased = errors.New("zcnet: Pinned used after Release")
 // but whoever writes to it may change what the peer receives. Those who accept that either version travels, as
 // live migration does for a running guest's memory, may write to memory made by [Pin].
 type Pinned struct {
-	b []byte
-	r *region // nil for memory of Pin
+	b   []byte
+	r   *region // nil for memory of Pin
+	gen uint32  // which use of r this is: a Pool hands its regions out again and again
 }
 
 // Pin makes a view of the caller's memory, on the Go heap or mapped. It does not copy, and has nothing to undo:
@@ -44,13 +45,13 @@ func Alloc(n int) (Pinned, error) {
 	if err != nil {
 		return Pinned{}, fmt.Errorf("zcnet: Alloc of %d bytes: %w", n, err)
 	}
-	return Pinned{b: mem[:n:n], r: &region{mem: mem}}, nil
+	return (&region{mem: mem}).view(n), nil
 }
 
 // Bytes returns the memory. It panics after Release, when the memory may already be gone; a slice taken before
 // Release must not be used after it either.
 func (p Pinned) Bytes() []byte {
-	if p.r.released() {
+	if p.r != nil && !p.r.held(p.gen) {
 		panic("zcnet: Pinned.Bytes after Release")
 	}
 	return p.b
@@ -61,38 +62,52 @@ func (p Pinned) Len() int { return len(p.b) }
 
 // Slice returns the view of the bytes from lo up to hi. Like a slice expression it panics if they are out of
 // range, but hi may not exceed Len. The new view shares the owner of the memory: there is one hold, and one
-// Release, for all views of an Alloc.
+// Release, for all views of an Alloc or a Get.
 func (p Pinned) Slice(lo, hi int) Pinned {
-	return Pinned{b: p.b[:len(p.b):len(p.b)][lo:hi:hi], r: p.r}
+	return Pinned{b: p.b[:len(p.b):len(p.b)][lo:hi:hi], r: p.r, gen: p.gen}
 }
 
-// Release gives up the caller's hold on memory of [Alloc], through any of its views. The memory is unmapped when the
-// last write of it that is in flight has completed, at once if there is none. A second Release panics. Memory of
+// Release gives up the caller's hold on memory of [Alloc] or of a [Pool], through any of its views. The memory is
+// unmapped, or goes back to its pool, when the last write of it that is in flight has completed, at once if there is
+// none. A second Release panics, also if the memory has been handed out again meanwhile. Memory of
 // [Pin] is the caller's own: its Release does nothing, and neither does that of an empty Pinned.
 func (p Pinned) Release() {
 	if p.r != nil {
-		p.r.release()
+		p.r.release(p.gen)
 	}
 }
 
-// A region is memory of the library's own. It is unmapped when its holder has released it and no loan of it is out.
+// A region is memory of the library's own. It is reclaimed when its holder has released it and no loan of it is out.
 type region struct {
 	mem   []byte
-	state atomic.Int64 // loans<<1 | 1 if released
+	home  *Pool         // where it goes then; nil if it is unmapped
+	state atomic.Uint64 // generation<<regionGen | loans*regionLoan | regionReleased
 }
 
+// The parts of region.state.
 const (
 	regionReleased = 1
 	regionLoan     = 2
+	regionGen      = 32
+	regionUse      = 1<<regionGen - 1 // the loans, and whether it is released
 )
 
-func (r *region) released() bool { return r != nil && r.state.Load()&regionReleased != 0 }
+// view returns the first n bytes of r, for its current holder.
+func (r *region) view(n int) Pinned {
+	return Pinned{b: r.mem[:n:n], r: r, gen: uint32(r.state.Load() >> regionGen)}
+}
+
+// held reports whether the holder of generation gen has not released r.
+func (r *region) held(gen uint32) bool {
+	s := r.state.Load()
+	return uint32(s>>regionGen) == gen && s&regionReleased == 0
+}
 
 // lend adds a loan, unless the memory was released.
-func (r *region) lend() bool {
+func (r *region) lend(gen uint32) bool {
 	for {
 		s := r.state.Load()
-		if s&regionReleased != 0 {
+		if uint32(s>>regionGen) != gen || s&regionReleased != 0 {
 			return false
 		}
 		if r.state.CompareAndSwap(s, s+regionLoan) {
@@ -102,19 +117,34 @@ func (r *region) lend() bool {
 }
 
 func (r *region) giveBack() {
-	if r.state.Add(-regionLoan) == regionReleased {
-		unmapMemory(r.mem)
+	if s := r.state.Add(^uint64(regionLoan - 1)); s&regionUse == regionReleased {
+		r.reclaim(s)
 	}
 }
 
-func (r *region) release() {
-	s := r.state.Or(regionReleased)
-	if s&regionReleased != 0 {
-		panic("zcnet: Pinned released twice")
+func (r *region) release(gen uint32) {
+	for {
+		s := r.state.Load()
+		if uint32(s>>regionGen) != gen || s&regionReleased != 0 {
+			panic("zcnet: Pinned released twice")
+		}
+		if r.state.CompareAndSwap(s, s|regionReleased) {
+			if s&regionUse == 0 {
+				r.reclaim(s)
+			}
+			return
+		}
 	}
-	if s == 0 {
+}
+
+// reclaim begins the next generation of r, which nobody holds yet, and takes its memory back.
+func (r *region) reclaim(state uint64) {
+	if r.home == nil {
 		unmapMemory(r.mem)
+		return
 	}
+	r.state.Store((state>>regionGen + 1) << regionGen)
+	r.home.put(r)
 }
 
 // A loan is the memory of one write while it must not go away: from the start of the write to the completion of
@@ -131,7 +161,7 @@ func (ln *loan) take(ps []Pinned) error {
 		if r == nil {
 			continue
 		}
-		if !r.lend() {
+		if !r.lend(ps[i].gen) {
 			ln.giveBack()
 			return ErrReleased
 		}

@@ -23,18 +23,15 @@ type poller struct {
 	sockets map[int32]*socket // by descriptor
 }
 
-// watch has the poller report errors and hang-ups of fd to s, and if read is set also readability, each as an edge:
-// once per change. Every call also reports what is the case already.
+// watch has the poller report errors and hang-ups of fd to s, and if read is set also readability: once, and not again
+// before rewatch. Every call also reports what is the case already.
 func (p *poller) watch(fd int, s *socket, read bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.start(); err != nil {
 		return err
 	}
-	ev := unix.EpollEvent{Events: unix.EPOLLET&0xffffffff | unix.EPOLLERR | unix.EPOLLHUP, Fd: int32(fd)}
-	if read {
-		ev.Events |= unix.EPOLLIN | unix.EPOLLRDHUP
-	}
+	ev := event(fd, read)
 	op := unix.EPOLL_CTL_ADD
 	if p.sockets[ev.Fd] == s {
 		op = unix.EPOLL_CTL_MOD
@@ -45,6 +42,26 @@ func (p *poller) watch(fd int, s *socket, read bool) error {
 	}
 	p.sockets[ev.Fd] = s
 	return nil
+}
+
+// rewatch sets the watch of fd again, if it is still there.
+func (p *poller) rewatch(fd int, s *socket, read bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sockets[int32(fd)] != s {
+		return
+	}
+	ev := event(fd, read)
+	_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_MOD, fd, &ev) // there is no way for it to fail: fd is watched
+}
+
+// event describes what to watch fd for. Errors and hang-ups are always reported.
+func event(fd int, read bool) unix.EpollEvent {
+	ev := unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(fd)}
+	if read {
+		ev.Events |= unix.EPOLLIN | unix.EPOLLRDHUP
+	}
+	return ev
 }
 
 // unwatch ends it, while fd is still open.
@@ -117,12 +134,13 @@ func (p *poller) report(ev unix.EpollEvent) {
 	if s == nil {
 		return
 	}
-	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != unix.EPOLLERR {
+	s.stats.wakeups.Add(1)
+	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
 		s.readable()
+	} else if s.leave() {
+		return
 	}
-	if ev.Events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		s.drained()
-	}
+	s.drained()
 }
 
 // unwatch ends it for good: s is being closed, and whatever would watch again looks at that first.
@@ -154,18 +172,30 @@ func (s *socket) awaitRead() (<-chan struct{}, error) {
 	return ready, err
 }
 
-// readable is called by the poller. It stops looking for readability once nobody waits for it.
+// readable wakes those who wait to read, and stops looking for readability once nobody does.
 func (s *socket) readable() {
 	r := &s.readers
-	if r.wake() {
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.ready != nil || !r.armed || s.closing.Load() {
-		return
+	if !r.wakeAll() {
+		r.armed = false
 	}
-	_ = s.raw.Control(func(fd uintptr) { r.armed = thePoller.watch(int(fd), s, false) != nil })
+}
+
+// leave reports whether somebody else will see to a completion that has come. The watch stays unset then, which a
+// reader who waits could not do without.
+func (s *socket) leave() bool {
+	s.readers.mu.Lock()
+	armed := s.readers.armed
+	s.readers.mu.Unlock()
+	return !armed && s.drainer.leave(&s.ledger.waited)
+}
+
+// rewatch sets the watch again, of whatever is waited for now.
+func (s *socket) rewatch(fd uintptr) {
+	s.readers.mu.Lock()
+	defer s.readers.mu.Unlock()
+	thePoller.rewatch(int(fd), s, s.readers.armed)
 }
 
 // watch has completions heard from before the first flagged call on. A connection that is being closed needs no

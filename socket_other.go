@@ -36,6 +36,7 @@ func (s *socket) drain(uintptr) uint64                { return 0 }
 func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }
 func (s *socket) tryRead([]byte) (int, error)         { return 0, errNoZeroCopy }
 func (s *socket) finishClose()                        {}
+func (s *socket) drained()                            {}
 func (s *socket) close() error                        { return s.tc.Close() }
 
 func probeSystem(r *Report)                { r.System = runtime.GOOS }

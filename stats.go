@@ -26,6 +26,7 @@ type Stats struct {
 	RejectedNotifications uint64 // completions that named IDs complete already or never issued
 	ForeignMessages       uint64 // other messages of the error queue
 	Drains                uint64 // times the error queue was read
+	Wakeups               uint64 // times the library's poller was woken for this connection
 
 	EnobufsOptmem  uint64 // ENOBUFS by net.core.optmem_max
 	EnobufsMemlock uint64 // ENOBUFS by RLIMIT_MEMLOCK
@@ -53,6 +54,7 @@ type counters struct {
 	writes, copiedBytes           atomic.Int64
 	fallbacks                     fallbackCounts
 	drains, foreign, slowReads    atomic.Uint64
+	wakeups                       atomic.Uint64
 	enobufsOptmem, enobufsMemlock atomic.Uint64
 }
 
@@ -82,6 +84,7 @@ func (c *Conn) Stats() Stats {
 		RejectedNotifications: l.rejected,
 		ForeignMessages:       s.stats.foreign.Load(),
 		Drains:                s.stats.drains.Load(),
+		Wakeups:               s.stats.wakeups.Load(),
 		EnobufsOptmem:         s.stats.enobufsOptmem.Load(),
 		EnobufsMemlock:        s.stats.enobufsMemlock.Load(),
 		SlowReads:             s.stats.slowReads.Load(),

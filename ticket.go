@@ -85,7 +85,9 @@ func (t Ticket) Done() <-chan struct{} {
 	if t.Ready() {
 		return closedChan
 	}
-	return t.c.l.doneChan(t)
+	done := t.c.l.doneChan(t)
+	t.c.l.await()
+	return done
 }
 
 // Wait blocks until the ticket is done or ctx is. It returns

@@ -88,7 +88,10 @@ type WriteError struct {
 	Err    error
 }
 
-var _ net.Error = &WriteError{}
+var (
+	_ net.Error   = &WriteError{}
+	_ FrameWriter = &Conn{}
+)
 
 func (e *WriteError) Error() string {
 	return fmt.Sprintf("zcnet: %v (%d of %d bytes were queued)", e.Err, e.Queued, e.Total)
@@ -121,10 +124,27 @@ func (c *Conn) WritePinnedBuffers(ps []Pinned) (Ticket, error) {
 	return w.run()
 }
 
+// A FrameWriter sends frames of a protocol. [Conn] is one, and so is every writer of [NewWriter].
+type FrameWriter interface {
+	// WriteFrame sends header and body as one contiguous write with one ticket. The header is copied and is the
+	// caller's again when the call returns; the body is lent as by WritePinned.
+	WriteFrame(header []byte, body Pinned) (Ticket, error)
+}
+
+// WriteFrame sends a header, which it copies, and a body, which it does not, as one write with one ticket. See
+// [FrameWriter].
+func (c *Conn) WriteFrame(header []byte, body Pinned) (Ticket, error) {
+	w := newWrite(c.s)
+	w.bufs = append(w.bufs, Pin(header), body)
+	w.copies = 1
+	return w.run()
+}
+
 // Flush waits for every ticket issued before the call. See [ZeroCopyWriter].
 func (c *Conn) Flush(ctx context.Context) error {
 	l := &c.s.ledger
 	if done := l.flush(); done != nil {
+		l.await()
 		select {
 		case <-done:
 		case <-ctx.Done():
@@ -156,9 +176,10 @@ const (
 // Between the first and the last call of step it is the only write of its connection: the descriptor's write lock,
 // which every other way to write takes too, is held by RawConn.Write, waiting for buffer space included.
 type write struct {
-	s     *socket
-	bufs  []Pinned
-	total int64
+	s      *socket
+	bufs   []Pinned
+	total  int64
+	copies int // how many buffers from the first on are copied in any case
 
 	at, off int // the next byte to send is bufs[at].b[off]
 	queued  int64
@@ -195,7 +216,7 @@ func (w *write) free() {
 		w.bufs = nil
 	}
 	w.msg.clear()
-	w.s, w.total, w.at, w.off, w.queued = nil, 0, 0, 0, 0
+	w.s, w.total, w.copies, w.at, w.off, w.queued = nil, 0, 0, 0, 0, 0
 	w.flag, w.tries, w.limit, w.claim, w.helped, w.why, w.err = false, 0, 0, nil, false, 0, nil
 	writes.Put(w)
 }
@@ -242,6 +263,17 @@ func (w *write) plan() {
 
 // sendAll is called by RawConn.Write with the write lock held, again each time the socket has become writable.
 func (w *write) sendAll(fd uintptr) (done bool) {
+	s := w.s
+	s.drainer.begin()
+	done = w.sendUntilFull(fd)
+	if s.drainer.end() {
+		s.readLater()
+	}
+	return done
+}
+
+// sendUntilFull makes calls until the write is done or the send buffer is full.
+func (w *write) sendUntilFull(fd uintptr) (done bool) {
 	for w.queued < w.total && w.err == nil {
 		switch err := w.sendNext(fd); err {
 		case nil, syscall.EINTR:
@@ -281,7 +313,7 @@ func (w *write) flagNext() bool {
 	switch {
 	case !w.flag:
 		return false
-	case len(w.bufs[w.at].b) < page:
+	case !w.lends(w.at):
 		w.why.add(reasonThreshold)
 		return false
 	case s.pathCopies() && w.tries <= 0:
@@ -294,6 +326,9 @@ func (w *write) flagNext() bool {
 	return true
 }
 
+// lends reports whether buffer i is worth lending to the kernel.
+func (w *write) lends(i int) bool { return i >= w.copies && len(w.bufs[i].b) >= page }
+
 // nextFlagged is the most that the next flagged call can send.
 func (w *write) nextFlagged() int64 { return min(int64(w.limit), w.total-w.queued) }
 
@@ -301,7 +336,7 @@ func (w *write) nextFlagged() int64 { return min(int64(w.limit), w.total-w.queue
 func (w *write) sendFlagged(fd uintptr) error {
 	if w.claim == nil {
 		w.claim = w.s.ledger.begin()
-		w.loan.pass(&w.claim.loan, w.bufs)
+		w.loan.pass(&w.claim.loan, w.bufs[w.copies:])
 	}
 	w.gather(w.limit, true)
 	if !w.s.ledger.reserve() {
@@ -313,6 +348,9 @@ func (w *write) sendFlagged(fd uintptr) error {
 		return err
 	}
 	w.s.ledger.commit(w.claim, n)
+	if w.s.drainer.due() {
+		w.s.drain(fd)
+	}
 	w.tries--
 	w.advance(n)
 	return nil
@@ -346,7 +384,7 @@ func (w *write) gather(limit int, flagged bool) {
 		if len(b) == 0 {
 			continue
 		}
-		if w.flag && (len(w.bufs[i].b) >= page) != flagged && w.msg.n > 0 {
+		if w.flag && w.lends(i) != flagged && w.msg.n > 0 {
 			break
 		}
 		w.msg.add(b[:min(len(b), limit-w.msg.size)])

@@ -150,6 +150,38 @@ var writerBehaviours = []struct {
 		reading.Wait()
 		check(t, ticket.Wait(testContext(t)))
 	}},
+	{"sends frames whose headers are the caller's again at once", func(t *testing.T, near net.Conn, w ZeroCopyWriter, far net.Conn) {
+		frames := w.(FrameWriter)
+		header := make([]byte, 8<<10) // long enough to be lent, if it were a body
+		body := noise(300<<10, 1)
+		const count = 20
+		var reading sync.WaitGroup
+		reading.Go(func() {
+			for i := range count {
+				expect(t, far, bytes.Repeat([]byte{byte(i)}, len(header)))
+				expect(t, far, body)
+			}
+			expect(t, far, header[:10])
+		})
+		for i := range count {
+			for j := range header {
+				header[j] = byte(i)
+			}
+			_, err := frames.WriteFrame(header, Pin(body))
+			check(t, err)
+		}
+		clear(header)
+		ticket, err := frames.WriteFrame(header[:10], Pinned{}) // a frame without a body
+		check(t, err)
+		check(t, w.Flush(testContext(t)))
+		if o := ticket.Outcome(); !ticket.Ready() || o != OutcomeCopied {
+			t.Errorf("a header alone: ready %v, %v; want a done ticket that was copied", ticket.Ready(), o)
+		}
+		if ticket, err := frames.WriteFrame(nil, Pinned{}); err != nil || !ticket.Ready() {
+			t.Errorf("an empty frame: error %v, ready %v", err, ticket.Ready())
+		}
+		reading.Wait()
+	}},
 	{"gives done tickets for nothing", func(t *testing.T, _ net.Conn, w ZeroCopyWriter, _ net.Conn) {
 		for name, write := range map[string]func() (Ticket, error){
 			"zero Pinned":   func() (Ticket, error) { return w.WritePinned(Pinned{}) },
@@ -203,7 +235,7 @@ var writerBehaviours = []struct {
 		expect(t, far, want[1:])
 		<-done
 		check(t, w.Flush(testContext(t)))
-		eventually(t, "every loan of the memory ends", func() bool { return p.r.state.Load() == regionReleased })
+		eventually(t, "every loan of the memory ends", func() bool { return p.r.state.Load()&regionUse == regionReleased })
 	}},
 	{"fails after Close", func(t *testing.T, near net.Conn, w ZeroCopyWriter, _ net.Conn) {
 		check(t, near.Close())

@@ -1,0 +1,123 @@
+package zcnet
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+)
+
+// This file is the pool: a fixed number of buffers that come back by themselves.
+
+// A Pool has a fixed number of buffers of its own memory, of one size. A buffer comes back by itself when it has been
+// released and the last write of it has completed: get, fill, write, release, forget. A pool is back-pressure, too:
+// [Pool.Get] waits for a buffer. All methods may be called by many goroutines at once.
+type Pool struct {
+	size   int
+	memory []byte       // of all buffers
+	free   chan *region // never full
+
+	closed chan struct{}
+
+	mu   sync.Mutex
+	left int // buffers that are not back for good; the memory is unmapped when there are none
+}
+
+// NewPool maps n buffers of size bytes each, as [Alloc] maps memory, each beginning on a page. Memory that was never
+// touched takes no room. Close gives it back.
+func NewPool(size, n int) (*Pool, error) {
+	if size <= 0 || n <= 0 {
+		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: both must be positive", n, size)
+	}
+	stride := (size + page - 1) &^ (page - 1)
+	if stride < size || stride*n/n != stride {
+		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: that is too much", n, size)
+	}
+	memory, err := mapMemory(stride * n)
+	if err != nil {
+		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: %w", n, size, err)
+	}
+	p := &Pool{size: size, memory: memory, free: make(chan *region, n), closed: make(chan struct{}), left: n}
+	for i := range n {
+		p.free <- &region{mem: memory[i*stride : (i+1)*stride : (i+1)*stride], home: p}
+	}
+	return p, nil
+}
+
+// Get returns a buffer, whose content is whatever its last user left. If all are in use it waits until one comes back, or
+// until ctx ends, and then returns ctx.Err(). After Close it returns an error that matches os.ErrClosed.
+func (p *Pool) Get(ctx context.Context) (Pinned, error) {
+	select {
+	case <-p.closed:
+		return Pinned{}, errPoolClosed
+	case r := <-p.free:
+		return r.view(p.size), nil
+	default:
+	}
+	select {
+	case <-p.closed:
+		return Pinned{}, errPoolClosed
+	case <-ctx.Done():
+		return Pinned{}, ctx.Err()
+	case r := <-p.free:
+		return r.view(p.size), nil
+	}
+}
+
+// errPoolClosed is what Get returns after Close.
+var errPoolClosed = fmt.Errorf("zcnet: Pool.Get after Close: %w", os.ErrClosed)
+
+// put takes a buffer back that nobody holds and the kernel has released.
+func (p *Pool) put(r *region) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.closed:
+		p.retire(1)
+	default:
+		p.free <- r
+	}
+}
+
+// Close ends the pool: a Get that waits, and every later one, fails. Buffers that are in use stay valid until they are
+// released and their last write has completed; with the last of them the memory is unmapped. A second Close returns
+// an error that matches os.ErrClosed.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.closed:
+		return fmt.Errorf("zcnet: second Close of a Pool: %w", os.ErrClosed)
+	default:
+	}
+	close(p.closed)
+	back := 0
+	for {
+		select {
+		case <-p.free:
+			back++
+			continue
+		default:
+		}
+		break
+	}
+	p.retire(back)
+	return nil
+}
+
+// retire counts buffers that will not be handed out again. p.mu is held.
+func (p *Pool) retire(n int) {
+	if p.left -= n; p.left == 0 {
+		unmapMemory(p.memory)
+	}
+}
+
+// tryGet is Get without waiting.
+func (p *Pool) tryGet() (Pinned, bool) {
+	select {
+	case r := <-p.free:
+		return r.view(p.size), true
+	default:
+		return Pinned{}, false
+	}
+}
