@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ type holding struct {
 	raw   syscall.RawConn
 	once  sync.Once
 	done  chan struct{} // closed when the descriptor is
+	begun atomic.Bool   // the poller watches it: from now on the last completion ends it
 	mu    sync.Mutex
 	timer *time.Timer
 	ended bool
@@ -48,14 +50,11 @@ func (s *socket) close() error {
 func (s *socket) closeOnce() (h *holding, linger unix.Linger, err error) {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
+	busy := s.ledger.close() // first of all: a flagged call is in flight by now, or will not be made
 	if s.startClosing() {
 		return nil, linger, s.tc.Close()
 	}
 	s.readers.wake()
-	busy := s.ledger.close()
-	if !s.watched.Load() {
-		return nil, linger, s.tc.Close()
-	}
 	if !busy {
 		_ = s.raw.Control(s.unwatch)
 		return nil, linger, s.tc.Close()
@@ -74,8 +73,8 @@ func (s *socket) startClosing() (again bool) {
 	return s.closing.Swap(true)
 }
 
-// hold makes a second descriptor and moves the poller to it. It returns the socket's SO_LINGER, and turns it off, for
-// it would make the last close(2) block.
+// hold makes a second descriptor and takes the first from the poller. It returns the socket's SO_LINGER, and turns a
+// time off, for it would make the last close(2) block.
 func (s *socket) hold() (h *holding, linger unix.Linger, err error) {
 	dup := -1
 	ctlErr := s.raw.Control(func(fd uintptr) {
@@ -94,7 +93,7 @@ func (s *socket) hold() (h *holding, linger unix.Linger, err error) {
 	if l, lingerErr := unix.GetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER); lingerErr == nil {
 		linger = *l
 	}
-	if linger.Onoff != 0 {
+	if linger.Onoff != 0 && linger.Linger > 0 {
 		_ = unix.SetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 	}
 	h = &holding{file: os.NewFile(uintptr(dup), "tcp"), done: make(chan struct{})}
@@ -112,11 +111,13 @@ func (h *holding) begin(s *socket, linger unix.Linger) {
 	_ = h.raw.Control(func(fd uintptr) {
 		if !abort {
 			_ = unix.Shutdown(int(fd), unix.SHUT_RDWR) // fails if the peer has reset: then nothing is left to end
+			discardReceived(fd)
 		}
 		if err := thePoller.watch(int(fd), s, false); err != nil {
 			abort = true // nobody would hear the completions: make them come now
 		}
 	})
+	h.begun.Store(true)
 	if abort {
 		s.abort("reset by Close")
 		return
@@ -158,6 +159,7 @@ func (s *socket) abort(why string) {
 
 // giveUp ends the wait for completions that have not come.
 func (s *socket) giveUp() {
+	s.drained()
 	s.abandon()
 	s.finish(s.held.Load())
 }
@@ -171,7 +173,7 @@ func (s *socket) abandon() {
 
 // finishClose ends the wait if nothing is in flight any more.
 func (s *socket) finishClose() {
-	if h := s.held.Load(); h != nil && s.ledger.idle() {
+	if h := s.held.Load(); h != nil && h.begun.Load() && s.ledger.idle() {
 		s.finish(h)
 	}
 }

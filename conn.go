@@ -23,23 +23,24 @@ type Config struct {
 	// faster for them, and so is whatever is shorter than a page of 4 KiB. 0 means DefaultThreshold.
 	Threshold int
 
-	// MaxInFlight bounds the bytes that the kernel may hold lent memory for. A write that would exceed it is copied
-	// from there on; it does not wait. 0 means no bound but the socket's send buffer.
+	// MaxInFlight bounds the bytes sent without copying whose completions have not come. A part of a write that would
+	// exceed it is copied; it does not wait. 0 means no bound but the socket's send buffer.
 	MaxInFlight int64
 
 	// CloseTimeout is how long Close goes on, in the background, to deliver what is in flight before it resets the
 	// connection. 0 means DefaultCloseTimeout.
 	CloseTimeout time.Duration
 
-	// ErrorQueue is called with each message of the socket's error queue that is not a zero-copy completion, such as
-	// a transmit timestamp (SO_TIMESTAMPING) or an ICMP error (IP_RECVERR), in the order of the queue, and never twice at a time
-	// for one connection. It must not block: completions of all connections may wait for it. Without it such
-	// messages are counted in Stats and dropped. The library reads the error queue of a connection from its first
-	// zero-copy send on; nobody else may.
+	// ErrorQueue is called with each message of the socket's error queue that is not a zero-copy completion, such as a
+	// transmit timestamp (SO_TIMESTAMPING) or an ICMP error (IP_RECVERR), in the order of the queue, and never twice at
+	// a time for one connection. It is called by the goroutine that reads the queue: the library's poller, which serves
+	// all connections, or one inside a write, Wait or Close of this one. It must not block. Without it such messages are
+	// counted in Stats and dropped. The library reads the error queue of a connection from its first zero-copy send on;
+	// nobody else may.
 	ErrorQueue func(c *net.TCPConn, m ErrorQueueMessage)
 
-	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven. nil logs
-	// nothing.
+	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven. It may be called
+	// inside of a write, and must not use the connection. nil logs nothing.
 	Logger *slog.Logger
 
 	// insist keeps flagging on a path that copies: for tests of completions over loopback.
@@ -71,7 +72,8 @@ func (cfg *Config) withDefaults() *Config {
 
 // Wrap returns a [*Conn] that sends over c, if c is a *net.TCPConn whose socket can send without copying; otherwise it
 // returns c itself, unchanged. [Probe] says why. The result replaces c, which must not be used for reading or
-// closing any more. Setting ZCNET_DISABLE=1 in the environment makes Wrap return its input always.
+// closing any more. Deadlines that were set before still hold; set them on the result from then on. Setting
+// ZCNET_DISABLE=1 in the environment makes Wrap return its input always.
 func Wrap(c net.Conn, cfg *Config) net.Conn {
 	tc, ok := c.(*net.TCPConn)
 	if !ok {
@@ -85,7 +87,8 @@ func Wrap(c net.Conn, cfg *Config) net.Conn {
 }
 
 // NewConn is the strict form of [Wrap]: where zero-copy is not to be had it returns an error that says why and that
-// matches errors.ErrUnsupported, and leaves c as it was.
+// matches errors.ErrUnsupported, and leaves c as it was. A nil or closed connection is another error. A socket can be
+// wrapped once in its life, also through duplicates of its descriptor, for the kernel counts completions by the socket.
 func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if c == nil {
 		return nil, errors.New("zcnet: NewConn of a nil *net.TCPConn")
@@ -148,9 +151,11 @@ var (
 //   - Close returns at once, as ever, but while memory is in flight the connection is delivered, or reset, in the
 //     background; see [Conn.Close].
 //   - The library reads the socket's error queue; see Config.ErrorQueue.
-//   - Reading or closing the embedded *net.TCPConn directly, or reading through SyscallConn, goes round the
-//     library. Such a read can fail with "not pollable" while completions arrive, and such a Close breaks the
-//     promise about memory in flight.
+//   - Reading from, setting deadlines of or closing the embedded *net.TCPConn directly, or reading through SyscallConn,
+//     goes round the library. Such a read can fail with "not pollable" while completions arrive, and such a Close
+//     breaks the promise about memory in flight.
+//   - A Conn that has sent without copying must be closed: dropped, it keeps its descriptor.
+//   - io.Copy from a Conn splices as a whole. Through an io.LimitReader, as io.CopyN uses, it copies.
 type Conn struct {
 	*net.TCPConn
 	s *socket
@@ -243,24 +248,24 @@ func refused(err error) bool {
 		return false
 	}
 	var errno syscall.Errno
-	return !errors.As(op.Err, &errno)
+	return !errors.As(op.Err, &errno) && !errors.Is(op.Err, os.ErrClosed)
 }
 
 // read reads without the runtime's poller: it tries, and waits with the library's.
 func (s *socket) read(b []byte) (int, error) {
 	s.stats.slowReads.Add(1)
-	for {
+	for patience := firstDeadlineCheck; ; patience = min(2*patience, lastDeadlineCheck) {
 		ready, err := s.awaitRead()
 		if err != nil {
 			return 0, s.opError("read", err)
 		}
-		if s.readers.expired() {
+		if s.readDeadlinePassed() {
 			return 0, s.opError("read", os.ErrDeadlineExceeded)
 		}
 		n, err := s.tryRead(b)
 		switch {
 		case err == syscall.EAGAIN:
-			s.readers.wait(ready)
+			s.readers.wait(ready, patience)
 		case err != nil:
 			return 0, s.opError("read", err)
 		case n == 0:
@@ -277,6 +282,24 @@ type readWaiters struct {
 	ready    chan struct{} // closed when the socket is readable, closed, or its deadline has changed; nil if nobody waits
 	armed    bool          // the poller looks for readability
 	deadline time.Time
+	known    bool // deadline was set here; before that only the runtime knows it
+}
+
+// A blocked read asks the runtime for a deadline that was set before the connection was wrapped, less and less often:
+// it is noticed at the latest when twice its time has passed.
+const (
+	firstDeadlineCheck = 10 * time.Millisecond
+	lastDeadlineCheck  = time.Minute
+)
+
+// readDeadlinePassed reports whether a read must fail. The runtime looks at deadlines before it refuses to poll
+// (netpollcheckerr in runtime/netpoll.go).
+func (s *socket) readDeadlinePassed() bool {
+	if deadline, known := s.readers.readDeadline(); known {
+		return !deadline.IsZero() && !time.Now().Before(deadline)
+	}
+	err := s.raw.Read(func(uintptr) bool { return true })
+	return errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // next returns the channel to wait on. It must be taken before the read is tried.
@@ -305,27 +328,28 @@ func (r *readWaiters) wakeAll() bool {
 
 func (r *readWaiters) setDeadline(t time.Time) {
 	r.mu.Lock()
-	r.deadline = t
-	r.mu.Unlock()
-	r.wake()
+	defer r.mu.Unlock()
+	r.deadline, r.known = t, true
+	r.wakeAll()
 }
 
-func (r *readWaiters) expired() bool {
+func (r *readWaiters) readDeadline() (t time.Time, known bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.deadline.IsZero() && !time.Now().Before(r.deadline)
+	return r.deadline, r.known
 }
 
-// wait returns when ready is closed or the deadline has passed.
-func (r *readWaiters) wait(ready <-chan struct{}) {
-	r.mu.Lock()
-	deadline := r.deadline
-	r.mu.Unlock()
-	if deadline.IsZero() {
+// wait returns when ready is closed, or when it is time to look at the deadline: after patience if it is not known.
+func (r *readWaiters) wait(ready <-chan struct{}, patience time.Duration) {
+	deadline, known := r.readDeadline()
+	switch {
+	case known && deadline.IsZero():
 		<-ready
 		return
+	case known:
+		patience = time.Until(deadline)
 	}
-	timer := time.NewTimer(time.Until(deadline))
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	select {
 	case <-ready:
@@ -333,13 +357,13 @@ func (r *readWaiters) wait(ready <-chan struct{}) {
 	}
 }
 
-// WriteTo copies what is read to w until end of file, as *net.TCPConn does: by splice(2) to TCP and unix
-// connections.
+// WriteTo copies what is read to w until end of file, as *net.TCPConn does: by splice(2) to TCP and unix connections and
+// to files.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	switch w := w.(type) {
 	case *Conn:
 		return c.spliceTo(w.TCPConn)
-	case *net.TCPConn, *net.UnixConn:
+	case *net.TCPConn, *net.UnixConn, *os.File:
 		return c.spliceTo(w)
 	}
 	return io.Copy(w, onlyReader{c})
@@ -420,9 +444,10 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // still holds after as long again is given up for lost: tickets report [ErrReleaseUnproven], Stats says how many
 // bytes, and the memory is never used again.
 //
-// SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for
-// what is in flight. Unlike *net.TCPConn's, this Close delivers what is in flight even if received bytes were left
-// unread, and ends the connection also for a duplicate of the descriptor that File has made.
+// SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for what is
+// in flight. A peer that sends more after Close makes its kernel's and ours reset the connection, as ever. Unlike
+// *net.TCPConn's, this Close delivers what is in flight even if bytes received before it were left unread, and it ends
+// the connection also for a duplicate of the descriptor that File has made.
 func (c *Conn) Close() error {
 	return c.s.close()
 }

@@ -143,7 +143,7 @@ func (e *errorQueue) fill(s *socket, fd uintptr) (more, suspect bool) {
 			return false, true
 		}
 	}
-	return true, suspect
+	return true, true // the rest of the queue is not seen yet: look at the socket rather than guess
 }
 
 // pollNow returns the socket's events, POLLERR and POLLHUP among them.

@@ -120,6 +120,7 @@ const (
 	reasonInFlight
 	reasonOptmem
 	reasonMemlock
+	reasonUnpinnable
 	reasonRefused
 	reasonCount
 )
@@ -132,12 +133,13 @@ func (rs *reasons) add(r reason) { *rs |= 1 << r }
 // Fallbacks counts writes of which a part or the whole was copied by the library, by reason. A write with two
 // reasons counts under both.
 type Fallbacks struct {
-	Threshold uint64 // shorter than Config.Threshold, or a buffer of a longer write shorter than a page
-	Path      uint64 // the kernel had been copying on this path
-	InFlight  uint64 // Config.MaxInFlight was reached
-	Optmem    uint64 // ENOBUFS: net.core.optmem_max
-	Memlock   uint64 // ENOBUFS: RLIMIT_MEMLOCK
-	Refused   uint64 // the kernel refused MSG_ZEROCOPY, or completions could not be watched
+	Threshold  uint64 // shorter than Config.Threshold, or a buffer of a longer write shorter than a page
+	Path       uint64 // the kernel had been copying on this path
+	InFlight   uint64 // Config.MaxInFlight was reached
+	Optmem     uint64 // ENOBUFS: net.core.optmem_max
+	Memlock    uint64 // ENOBUFS: RLIMIT_MEMLOCK
+	Unpinnable uint64 // EFAULT: memory that can be read but not pinned, such as a device's
+	Refused    uint64 // the kernel refused MSG_ZEROCOPY, or completions could not be watched
 }
 
 // fallbackCounts are the live counters behind Fallbacks.
@@ -151,12 +153,13 @@ func (n *fallbackCounts) count(rs reasons) {
 
 func (n *fallbackCounts) snapshot() Fallbacks {
 	return Fallbacks{
-		Threshold: n[reasonThreshold].Load(),
-		Path:      n[reasonPath].Load(),
-		InFlight:  n[reasonInFlight].Load(),
-		Optmem:    n[reasonOptmem].Load(),
-		Memlock:   n[reasonMemlock].Load(),
-		Refused:   n[reasonRefused].Load(),
+		Threshold:  n[reasonThreshold].Load(),
+		Path:       n[reasonPath].Load(),
+		InFlight:   n[reasonInFlight].Load(),
+		Optmem:     n[reasonOptmem].Load(),
+		Memlock:    n[reasonMemlock].Load(),
+		Unpinnable: n[reasonUnpinnable].Load(),
+		Refused:    n[reasonRefused].Load(),
 	}
 }
 

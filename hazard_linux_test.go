@@ -545,6 +545,185 @@ func TestConnectionsOfADeadReceiverDoNotDisturbOthers(t *testing.T) {
 	p.Release()
 }
 
+func TestFirstWriteThatMeetsCloseLeavesNothingInFlight(t *testing.T) {
+	data := noise(4<<20, 1)
+	for range 20 {
+		near, far := loopbackPair(t)
+		c := wrap(t, near, insist)
+		c.s.readers.mu.Lock() // holds up whoever watches the descriptor, and Close on its way there
+		var meeting sync.WaitGroup
+		meeting.Go(func() { c.Close() })
+		time.Sleep(time.Millisecond)
+		var ticket Ticket
+		meeting.Go(func() { ticket, _ = c.WritePinned(Pin(data)) })
+		time.Sleep(time.Millisecond)
+		c.s.readers.mu.Unlock()
+		meeting.Wait()
+		go io.Copy(io.Discard, far)
+		if err := ticket.Wait(testContext(t)); err != nil {
+			t.Fatalf("the ticket: %v; %+v", err, c.Stats())
+		}
+	}
+}
+
+func TestLastCompletionMayComeBeforeCloseHasBegunToWait(t *testing.T) {
+	near, far := loopbackPair(t)
+	c := wrap(t, near, insist)
+	ticket, _ := pendingWrite(t, c, Pin(noise(16<<20, 1)))
+	s := c.s
+	h, linger, err := s.closeOnce()
+	check(t, err)
+	go io.Copy(io.Discard, far)
+	eventually(t, "every completion has come", func() bool {
+		check(t, s.control(func(fd uintptr) { s.drain(fd) }))
+		s.finishClose() // as a writer that was evicted does
+		return s.ledger.idle()
+	})
+	if h.ended {
+		t.Error("the descriptor was closed under the hands of Close")
+	}
+	h.begin(s, linger)
+	check(t, ticket.Wait(testContext(t)))
+	<-h.done
+	thePoller.mu.Lock()
+	defer thePoller.mu.Unlock()
+	for fd, left := range thePoller.sockets {
+		if left == s {
+			t.Errorf("descriptor %d is still watched", fd)
+		}
+	}
+}
+
+func TestCloseDeliversThoughReceivedBytesWereLeftUnread(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	check(t, near.SetWriteBuffer(8<<20))
+	check(t, far.SetReadBuffer(64<<10))
+	c := wrap(t, near, nil)
+	if _, err := far.Write([]byte("never read")); err != nil {
+		t.Fatal(err)
+	}
+	p, want := allocNoise(t, 1<<20, 1)
+	_, err := c.WritePinned(p)
+	check(t, err)
+	p.Release()
+	last := noise(1<<20, 2)
+	if _, err := c.Write(last); err != nil {
+		t.Fatal(err)
+	}
+	if c.Stats().IDsInFlight == 0 {
+		t.Fatal("nothing is in flight")
+	}
+	check(t, c.Close())
+	expect(t, far, want)
+	expect(t, far, last)
+	expectEOF(t, far)
+}
+
+func TestASocketIsWrappedOnce(t *testing.T) {
+	near, far := loopbackPair(t)
+	for range 2 {
+		if r := Probe(near); !r.ZeroCopy {
+			t.Fatalf("a socket that was probed: %v", r.Reason)
+		}
+	}
+	c := wrap(t, near, insist)
+	f, err := near.File()
+	check(t, err)
+	dup, err := net.FileConn(f)
+	check(t, err)
+	defer dup.Close()
+	check(t, f.Close())
+	for name, again := range map[string]net.Conn{"the same": near, "a duplicate": dup} {
+		if got := Wrap(again, nil); got != again {
+			t.Errorf("%s was wrapped again: two ledgers would count one socket's completions", name)
+		}
+		if _, err := NewConn(again.(*net.TCPConn), nil); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "set already") {
+			t.Errorf("%s: %v, want an error that says why", name, err)
+		}
+	}
+	data := noise(100000, 1)
+	ticket, err := c.WritePinned(Pin(data))
+	check(t, err)
+	expect(t, far, data)
+	check(t, ticket.Wait(testContext(t)))
+}
+
+func TestReadDeadlineSetBeforeWrappingHolds(t *testing.T) {
+	near, far := narrowPair(t)
+	const patience = 200 * time.Millisecond
+	start := time.Now()
+	check(t, near.SetReadDeadline(start.Add(patience)))
+	c := wrap(t, near, insist)
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.s.read(make([]byte, 1)) // as a Read that the runtime's poller has refused
+		done <- err
+	}()
+	_ = far
+	select {
+	case err := <-done:
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) < patience {
+			t.Errorf("after %v: %v, want a timeout, not early", time.Since(start), err)
+		}
+	case <-time.After(testTimeout):
+		t.Fatal("the deadline is not honoured")
+	}
+}
+
+func TestMemoryThatCannotBePinnedIsCopied(t *testing.T) {
+	fd, _, errno := unix.Syscall(unix.SYS_MEMFD_SECRET, unix.O_CLOEXEC, 0, 0)
+	if errno != 0 {
+		t.Skipf("memfd_secret: %v", errno) // a kernel without it: nothing else here can be read and not pinned
+	}
+	defer unix.Close(int(fd))
+	check(t, unix.Ftruncate(int(fd), 1<<20))
+	secret, err := unix.Mmap(int(fd), 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	check(t, err)
+	defer unix.Munmap(secret)
+	want := noise(len(secret), 1)
+	copy(secret, want)
+	near, far := loopbackPair(t)
+	c := wrap(t, near, insist)
+	var reading sync.WaitGroup
+	reading.Go(func() { expect(t, far, want) })
+	ticket, err := c.WritePinned(Pin(secret))
+	check(t, err)
+	check(t, ticket.Wait(testContext(t)))
+	reading.Wait()
+	if s := c.Stats(); ticket.Outcome() != OutcomeCopied || s.Fallbacks.Unpinnable != 1 || s.CopiedBytes != 1<<20 {
+		t.Errorf("%v; %+v", ticket.Outcome(), s)
+	}
+	unmapped, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_NONE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	check(t, err)
+	defer unix.Munmap(unmapped)
+	if _, err := c.WritePinned(Pin(unmapped)); !errors.Is(err, syscall.EFAULT) {
+		t.Errorf("memory that cannot even be read: %v, want EFAULT", err)
+	}
+}
+
+func TestMaxInFlightLetsALargeWritePass(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := labPair(t, link)
+	const bound = 8 << 20
+	c := wrap(t, near, &Config{MaxInFlight: bound})
+	p, want := allocNoise(t, 64<<20, 1)
+	defer p.Release()
+	var reading sync.WaitGroup
+	reading.Go(func() { expect(t, far, want) })
+	ticket, err := c.WritePinned(p)
+	check(t, err)
+	reading.Wait()
+	check(t, ticket.Wait(testContext(t)))
+	s := c.Stats()
+	if sent := int64(s.Sends) * flaggedCall; sent < 2*bound {
+		t.Errorf("%d of %d bytes were sent without copy: what has completed counts as in flight", sent, p.Len())
+	}
+	if s.BytesInFlight != 0 {
+		t.Errorf("%d bytes in flight after the last completion", s.BytesInFlight)
+	}
+}
+
 // children are the parts of tests that need a process of their own, by name. What one prints is its failure.
 var children = map[string]func() error{
 	"memlock": memlockChild,

@@ -403,6 +403,7 @@ func TestBlockedReadDoesNotSpin(t *testing.T) {
 	onEachLink(t, func(t *testing.T, pair pairMaker) {
 		near, far := pair(t)
 		c := wrap(t, near, insist)
+		check(t, c.SetReadDeadline(time.Time{})) // or it would be looked for in the runtime
 		raw := &countingRawConn{RawConn: c.s.raw}
 		c.s.raw = raw
 		read := begin(c)

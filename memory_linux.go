@@ -55,7 +55,13 @@ func unmapMemory(mem []byte) {
 	if len(mem) == 0 {
 		return
 	}
-	if err := unix.MunmapPtr(unsafe.Pointer(&mem[0]), uintptr(len(mem))); err != nil {
+	switch err := unix.MunmapPtr(unsafe.Pointer(&mem[0]), uintptr(len(mem))); err {
+	case nil:
+	case unix.ENOMEM:
+		// It lies inside of a larger mapping, and the process has vm.max_map_count of them. Give the pages back at
+		// least; what is lost is address space.
+		_ = unix.Madvise(mem, unix.MADV_DONTNEED)
+	default:
 		panic("zcnet: " + os.NewSyscallError("munmap", err).Error())
 	}
 }

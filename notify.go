@@ -30,6 +30,7 @@ type claim struct {
 	lo, hi  uint64        // the IDs of this write: lo <= ID < hi
 	pending uint64        // how many of them are not complete
 	bytes   int64         // bytes sent under these IDs
+	out     int64         // bytes of those that are not complete, if all IDs are of one size
 	sealed  bool          // the write has returned: no further ID will be added
 	settled bool          // memory given back, ticket done
 	copied  bool          // a completion said that the kernel copied
@@ -100,7 +101,7 @@ type ledger struct {
 	closed   bool          // no further reservation
 	counts   ledgerCounts  //
 
-	bytesInFlight atomic.Int64 // bytes whose claim is not settled
+	bytesInFlight atomic.Int64 // bytes not complete, to within the rounding of claims that are partly so
 	waited        atomic.Int32 // pending tickets and flushes that somebody may be waiting for
 	reader        leftReader   // reads completions that were left unread; nil if none ever are
 }
@@ -130,7 +131,7 @@ func (l *ledger) begin() *claim {
 		c = &claim{l: l}
 	}
 	c.state.Store(claimState(c.generation()+1, OutcomePending, nil))
-	c.seq, c.lo, c.hi, c.pending, c.bytes = l.nextSeq, l.next, l.next, 0, 0
+	c.seq, c.lo, c.hi, c.pending, c.bytes, c.out = l.nextSeq, l.next, l.next, 0, 0, 0
 	c.sealed, c.settled, c.copied, c.helped, c.done = false, false, false, false, nil
 	c.born = time.Now()
 	l.nextSeq++
@@ -155,7 +156,7 @@ func (l *ledger) commit(c *claim, n int) {
 	c.hi = l.next
 	c.pending++
 	c.bytes += int64(n)
-	l.bytesInFlight.Add(int64(n))
+	l.moveOut(c, int64(n))
 	l.counts.idsInFlight++
 	l.counts.sends++
 	var finished *claim
@@ -268,6 +269,9 @@ func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
 	for ; i < l.claims.len() && l.claims.at(i).lo < s.hi; i++ {
 		c := l.claims.at(i)
 		n := min(c.hi, s.hi) - max(c.lo, s.lo)
+		if n > 0 && !c.settled {
+			l.moveOut(c, -int64(float64(c.out)*float64(n)/float64(c.pending)))
+		}
 		c.pending -= n
 		c.copied = c.copied || (copied && n > 0)
 		if n > 0 {
@@ -275,6 +279,12 @@ func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
 		}
 	}
 	return finished
+}
+
+// moveOut changes how many bytes of c are in flight. l.mu is held.
+func (l *ledger) moveOut(c *claim, bytes int64) {
+	c.out += bytes
+	l.bytesInFlight.Add(bytes)
 }
 
 // finish puts c on the list of claims to settle if its last ID is complete and its write has returned.
@@ -324,7 +334,7 @@ func (l *ledger) resolve(c *claim, o Outcome) {
 		c.err = fmt.Errorf("zero-copy write %d (%d bytes): %w", c.seq, c.bytes, c.err)
 		l.failures = append(l.failures, c.err)
 	}
-	l.bytesInFlight.Add(-c.bytes)
+	l.moveOut(c, -c.out)
 	l.counts.add(c, o)
 	c.state.Store(claimState(c.generation(), o, c.err))
 	if c.done != nil {

@@ -167,8 +167,9 @@ func (s *socket) awaitRead() (<-chan struct{}, error) {
 	if ctlErr := s.raw.Control(func(fd uintptr) { err = thePoller.watch(int(fd), s, true) }); ctlErr != nil {
 		return nil, cause(ctlErr)
 	}
-	r.armed = err == nil
-	s.watched.Store(r.armed)
+	if r.armed = err == nil; r.armed {
+		s.watched.Store(true)
+	}
 	return ready, err
 }
 

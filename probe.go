@@ -25,8 +25,7 @@ type Report struct {
 	Stats Stats // what a *Conn has learned; zero for others
 }
 
-// Probe reports whether c can send without copying, and what bears on it. It changes nothing but, on a *net.TCPConn
-// that is not wrapped, the option SO_ZEROCOPY, which has no effect on plain writes. It does not block.
+// Probe reports whether c can send without copying, and what bears on it. It changes nothing. It does not block.
 func Probe(c net.Conn) Report {
 	var r Report
 	probeSystem(&r)
@@ -47,6 +46,7 @@ func Probe(c net.Conn) Report {
 			r.Reason = err.Error()
 			break
 		}
+		disableZeroCopy(raw)
 		r.ZeroCopy, r.Reason = true, "the connection is not wrapped yet: use Wrap or NewConn"
 	case ZeroCopyWriter:
 		r.Reason = fmt.Sprintf("%T is a ZeroCopyWriter of another package: ask that", c)

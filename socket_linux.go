@@ -1,6 +1,7 @@
 package zcnet
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -20,10 +21,16 @@ const (
 	msgMore     = unix.MSG_MORE
 )
 
-// enableZeroCopy sets SO_ZEROCOPY, without which the kernel ignores MSG_ZEROCOPY silently.
+// enableZeroCopy sets SO_ZEROCOPY, without which the kernel ignores MSG_ZEROCOPY silently. It refuses a socket that has
+// it: the kernel's notification IDs count all flagged calls of a socket, and each completion can be read once only, so
+// that a socket has room for one ledger in its life.
 func enableZeroCopy(raw syscall.RawConn) error {
 	var err error
 	if ctlErr := raw.Control(func(fd uintptr) {
+		if on, getErr := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY); getErr == nil && on != 0 {
+			err = errTaken
+			return
+		}
 		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)
 		if err != nil && protocolOf(int(fd)) == unix.IPPROTO_MPTCP {
 			err = errMPTCP
@@ -34,7 +41,7 @@ func enableZeroCopy(raw syscall.RawConn) error {
 	switch err {
 	case nil:
 		return nil
-	case errMPTCP:
+	case errMPTCP, errTaken:
 		return unsupported(err.Error())
 	case unix.ENOPROTOOPT:
 		return unsupported("the kernel has no SO_ZEROCOPY: it needs Linux 4.14 or later")
@@ -42,7 +49,15 @@ func enableZeroCopy(raw syscall.RawConn) error {
 	return unsupported(os.NewSyscallError("setsockopt SO_ZEROCOPY", err).Error())
 }
 
-var errMPTCP = fmt.Errorf("it is Multipath TCP (see net.ListenConfig.SetMultipathTCP and net.Dialer.SetMultipathTCP)")
+// disableZeroCopy takes it back, before any flagged call.
+func disableZeroCopy(raw syscall.RawConn) {
+	_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY, 0) })
+}
+
+var (
+	errMPTCP = errors.New("it is Multipath TCP (see net.ListenConfig.SetMultipathTCP and net.Dialer.SetMultipathTCP)")
+	errTaken = errors.New("SO_ZEROCOPY is set already: somebody else keeps count of this socket's completions")
+)
 
 func protocolOf(fd int) int {
 	proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
@@ -114,6 +129,18 @@ func lostUnacknowledged(fd uintptr) bool {
 	return err == nil && left > 0
 }
 
+// discardReceived drops what was received and not read, which would make the last close(2) reset the connection and lose
+// what is still queued (tcp_close in net/ipv4/tcp.c). The caller has shut the socket down for reading, so that there is
+// an end to it. With MSG_TRUNC no memory is touched (tcp(7)).
+func discardReceived(fd uintptr) {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd, 0, 1<<20, unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
+		if errno != unix.EINTR && (errno != 0 || n == 0) {
+			return
+		}
+	}
+}
+
 // disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can
 // still be read (tcp_disconnect in net/ipv4/tcp.c).
 func disconnect(fd uintptr) error {
@@ -148,12 +175,14 @@ func memlockLimit() (limit uint64, limited bool) {
 
 // mayLockMemory reports whether the process has CAP_IPC_LOCK in the initial user namespace, where the kernel looks
 // for it.
-var mayLockMemory = sync.OnceValue(func() bool {
+func mayLockMemory() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &data[0]); err != nil || data[0].Effective&(1<<unix.CAP_IPC_LOCK) == 0 {
-		return false
-	}
+	err := unix.Capget(&hdr, &data[0])
+	return err == nil && data[0].Effective&(1<<unix.CAP_IPC_LOCK) != 0 && inInitialUserNamespace()
+}
+
+var inInitialUserNamespace = sync.OnceValue(func() bool {
 	uidMap, err := os.ReadFile("/proc/self/uid_map")
 	return err == nil && strings.Join(strings.Fields(string(uidMap)), " ") == "0 0 4294967295"
 })

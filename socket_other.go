@@ -5,7 +5,6 @@ package zcnet
 import (
 	"errors"
 	"runtime"
-	"sync"
 	"syscall"
 )
 
@@ -21,6 +20,8 @@ func enableZeroCopy(syscall.RawConn) error {
 	return unsupported(runtime.GOOS + " has no MSG_ZEROCOPY for TCP: it needs Linux 4.14 or later")
 }
 
+func disableZeroCopy(syscall.RawConn) {}
+
 var errNoZeroCopy = errors.ErrUnsupported
 
 type message struct{ n, size int }
@@ -29,7 +30,7 @@ func (m *message) clear()                         { *m = message{} }
 func (m *message) add(b []byte)                   { m.n++; m.size += len(b) }
 func (m *message) send(uintptr, int) (int, error) { return 0, errNoZeroCopy }
 
-type holding struct{ _ sync.Mutex }
+type holding struct{}
 
 func (s *socket) watch(uintptr) error                 { return errNoZeroCopy }
 func (s *socket) drain(uintptr) uint64                { return 0 }

@@ -18,7 +18,7 @@ type Stats struct {
 
 	Fallbacks Fallbacks // why it copied
 
-	BytesInFlight int64  // bytes of tickets that are not done
+	BytesInFlight int64  // bytes whose completions have not come
 	IDsInFlight   uint64 // notification IDs not completed
 	UnprovenBytes int64  // bytes whose release was never proven; their memory is not used again
 

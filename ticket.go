@@ -7,10 +7,10 @@ import (
 
 // This file is what a caller sees of a write's completion: the ticket, its outcome and its errors.
 
-// ErrConnFailed is what a [Ticket] reports when the connection failed (reset, timed out, or aborted by Close)
-// before the peer's kernel had acknowledged the ticket's bytes. The memory is free; the data is not known to have
-// arrived. Read and Write of the connection report the cause.
-var ErrConnFailed = errors.New("connection failed before the peer acknowledged the data")
+// ErrConnFailed is what a [Ticket] reports when the connection failed (reset, timed out, or aborted by Close) before it
+// was known that the peer's kernel had acknowledged the ticket's bytes. The memory is free; the data may have arrived or
+// not. Read and Write of the connection report the cause.
+var ErrConnFailed = errors.New("connection failed, and the data is not known to have been acknowledged")
 
 // ErrReleaseUnproven is the one error of a [Ticket] after which its memory is not free: Close gave the descriptor
 // up before the kernel had released the pages. Memory from [Alloc] is kept for ever by the library, and memory

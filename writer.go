@@ -302,6 +302,10 @@ func (w *write) sendNext(fd uintptr) error {
 	case syscall.EOPNOTSUPP:
 		w.refuse(err)
 		return nil
+	case syscall.EFAULT: // memory of a kind that cannot be pinned, or no memory at all: Write would know
+		w.flag = false
+		w.why.add(reasonUnpinnable)
+		return nil
 	default:
 		return err
 	}
