@@ -509,8 +509,8 @@ type scene struct {
 	c    net.Conn
 	peer *net.TCPConn
 
-	// settle returns once reads that were begun before are blocked.
-	settle func(t testing.TB)
+	// settle returns once r, which was begun before, is blocked, or has ended after all.
+	settle func(t testing.TB, r *pendingRead)
 }
 
 // A sceneKind makes scenes.
@@ -519,19 +519,21 @@ type sceneKind struct {
 	make func(t *testing.T) scene
 }
 
-// doze is how long a goroutine is given to block where nothing tells that it has.
-func doze(testing.TB) { time.Sleep(20 * time.Millisecond) }
+// doze gives other goroutines the time to block where nothing tells that they have.
+func doze() { time.Sleep(20 * time.Millisecond) }
+
+func dozeOver(testing.TB, *pendingRead) { doze() }
 
 func TestReadsBehaveLikeTCP(t *testing.T) {
 	skipWithoutZeroCopy(t)
 	compareReads(t, loopbackPair, []sceneKind{
 		{"wrapped", func(t *testing.T) scene {
 			c, s := loopbackPair(t)
-			return scene{wrap(t, c, nil), s, doze}
+			return scene{wrap(t, c, nil), s, dozeOver}
 		}},
 		{"without the runtime's poller", func(t *testing.T) scene {
 			c, s := loopbackPair(t)
-			return scene{slowConn{wrap(t, c, nil)}, s, doze}
+			return scene{slowConn{wrap(t, c, nil)}, s, dozeOver}
 		}},
 	})
 }
@@ -554,7 +556,7 @@ func compareReads(t *testing.T, plain pairMaker, kinds []sceneKind) {
 	for _, b := range readBehaviours {
 		t.Run(b.name, func(t *testing.T) {
 			c, s := plain(t)
-			want := describe(c, b.test(t, scene{c, s, doze}))
+			want := describe(c, b.test(t, scene{c, s, dozeOver}))
 			for _, kind := range kinds {
 				t.Run(kind.name, func(t *testing.T) {
 					t.Parallel()
@@ -621,7 +623,7 @@ var readBehaviours = []struct {
 	}},
 	{"a read waits for data", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		send(t, s.peer, "hello")
 		read.wants(t, "hello")
 		stillReads(t, s)
@@ -629,7 +631,7 @@ var readBehaviours = []struct {
 	}},
 	{"data that comes in pieces is all read", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		send(t, s.peer, "hello")
 		read.wants(t, "hello")
 		content := noise(100<<10, 1)
@@ -648,7 +650,7 @@ var readBehaviours = []struct {
 	}},
 	{"the end of the stream ends a blocked read and every later one", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		check(t, s.peer.CloseWrite())
 		err := read.fails(t, io.EOF)
 		expectEOF(t, s.c)
@@ -658,14 +660,14 @@ var readBehaviours = []struct {
 	{"data before the end of the stream is read first", func(t *testing.T, s scene) error {
 		send(t, s.peer, "hello")
 		check(t, s.peer.CloseWrite())
-		doze(t)
+		doze()
 		expect(t, s.c, []byte("hello"))
 		expectEOF(t, s.c)
 		return nil
 	}},
 	{"a reset ends a blocked read", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		check(t, s.peer.SetLinger(0))
 		check(t, s.peer.Close())
 		return read.fails(t, syscall.ECONNRESET)
@@ -691,7 +693,7 @@ var readBehaviours = []struct {
 	}},
 	{"a deadline set during a blocked read ends it then", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		deadline := time.Now().Add(50 * time.Millisecond)
 		check(t, s.c.SetDeadline(deadline))
 		err := read.fails(t, os.ErrDeadlineExceeded)
@@ -704,7 +706,7 @@ var readBehaviours = []struct {
 	{"a deadline brought forward ends a blocked read", func(t *testing.T, s scene) error {
 		check(t, s.c.SetReadDeadline(inAnHour()))
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		check(t, s.c.SetReadDeadline(longAgo))
 		err := read.fails(t, os.ErrDeadlineExceeded)
 		stillReads(t, s)
@@ -718,22 +720,22 @@ var readBehaviours = []struct {
 	}},
 	{"the write deadline does not end a blocked read", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		check(t, s.c.SetWriteDeadline(longAgo))
-		doze(t)
+		doze()
 		send(t, s.peer, "hello")
 		read.wants(t, "hello")
 		return nil
 	}},
 	{"CloseRead ends a blocked read", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		check(t, s.c.(interface{ CloseRead() error }).CloseRead())
 		return read.fails(t, io.EOF)
 	}},
 	{"Close ends a blocked read", func(t *testing.T, s scene) error {
 		read := begin(s.c)
-		s.settle(t)
+		s.settle(t, read)
 		check(t, s.c.Close())
 		return read.fails(t, net.ErrClosed)
 	}},
@@ -752,27 +754,28 @@ var readBehaviours = []struct {
 	{"many readers share the stream and all see its end", func(t *testing.T, s scene) error {
 		var mu sync.Mutex
 		var seen [256]int
-		var reading sync.WaitGroup
-		for range 8 {
-			reading.Go(func() {
-				b := make([]byte, 1)
-				n, err := s.c.Read(b)
-				for ; err == nil; n, err = s.c.Read(b) {
+		readers := make([]*pendingRead, 8)
+		for i := range readers {
+			readers[i] = begin(readerFunc(func(b []byte) (n int, err error) {
+				for err == nil {
 					mu.Lock()
-					seen[b[0]] += n
+					for _, v := range b[:n] {
+						seen[v]++
+					}
 					mu.Unlock()
+					n, err = s.c.Read(b[:1])
 				}
-				if err != io.EOF {
-					t.Errorf("a reader ended by %v, want the end of the stream", err)
-				}
-			})
+				return n, err
+			}))
 		}
-		s.settle(t)
+		s.settle(t, readers[0])
 		for i := range seen {
 			send(t, s.peer, string([]byte{byte(i)}))
 		}
 		check(t, s.peer.CloseWrite())
-		reading.Wait()
+		for _, r := range readers {
+			r.fails(t, io.EOF)
+		}
 		for i, n := range seen {
 			if n != 1 {
 				t.Errorf("byte %d was read %d times", i, n)
@@ -782,11 +785,15 @@ var readBehaviours = []struct {
 	}},
 }
 
+type readerFunc func(b []byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
 // putOff has a blocked read outlive a deadline that was replaced by a later one in time.
 func putOff(t *testing.T, s scene, later time.Time) error {
 	t.Helper()
 	read := begin(s.c)
-	s.settle(t)
+	s.settle(t, read)
 	first := time.Now().Add(200 * time.Millisecond)
 	check(t, s.c.SetReadDeadline(first))
 	check(t, s.c.SetReadDeadline(later))
@@ -821,7 +828,7 @@ type pendingRead struct {
 	err  error
 }
 
-func begin(c net.Conn) *pendingRead {
+func begin(c io.Reader) *pendingRead {
 	r := &pendingRead{done: make(chan struct{})}
 	go func() {
 		defer close(r.done)
@@ -830,6 +837,15 @@ func begin(c net.Conn) *pendingRead {
 		r.b, r.err = b[:n], err
 	}()
 	return r
+}
+
+func (r *pendingRead) ended() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (r *pendingRead) wait(t *testing.T) {
@@ -868,8 +884,8 @@ func TestErrorsNameTheNetworkThatWasDialled(t *testing.T) {
 			check(t, err)
 			c := wrap(t, dialed.(*net.TCPConn), insist)
 			check(t, c.SetDeadline(longAgo))
-			_, readErr := c.Read(make([]byte, 1))
-			_, slowErr := slowConn{c}.Read(make([]byte, 1))
+			readErr := begin(c).fails(t, os.ErrDeadlineExceeded)
+			slowErr := begin(slowConn{c}).fails(t, os.ErrDeadlineExceeded)
 			_, pinnedErr := c.WritePinned(Pin([]byte("hello")))
 			for what, err := range map[string]error{"Read": readErr, "Read without the runtime's poller": slowErr, "WritePinned": pinnedErr} {
 				var op *net.OpError
@@ -999,7 +1015,7 @@ var writeBehaviours = []struct {
 	{"the read deadline does not end a blocked write", func(t *testing.T, c tcpConn, peer *net.TCPConn, write func([]byte) (int64, error)) {
 		blocked := beginWrite(t, peer, write)
 		check(t, c.SetReadDeadline(longAgo))
-		doze(t)
+		doze()
 		expect(t, peer, tooMuch()[1:])
 		n, err := blocked.wait(t)
 		check(t, err)
@@ -1113,7 +1129,7 @@ func beginWrite(t *testing.T, peer net.Conn, write func([]byte) (int64, error)) 
 		w.n, w.err = write(tooMuch())
 	}()
 	expect(t, peer, tooMuch()[:1])
-	doze(t)
+	doze()
 	return w
 }
 
@@ -1278,7 +1294,7 @@ func TestConcurrentWritesAreContiguousAndInOrder(t *testing.T) {
 const (
 	orderWriters  = 16
 	orderFlushers = 16
-	orderMessages = 40 // of each writer
+	orderMessages = 200 // of each writer
 	orderHeader   = 12
 	orderLongest  = 300 << 10
 )
@@ -1322,7 +1338,11 @@ func testOrder(t *testing.T, c *Conn, far net.Conn) {
 func writeInOrder(t *testing.T, c *Conn, id int, latest *atomic.Pointer[Ticket]) {
 	r := rand.New(rand.NewPCG(uint64(id), 0))
 	for seq := range orderMessages {
-		content := orderContent(id, seq, r.IntN([]int{100, page, 64 << 10, orderLongest}[r.IntN(4)]))
+		most := []int{100, 100, 100, page, 2 * page, 2 * page, 64 << 10, 64 << 10}[r.IntN(8)]
+		if seq%32 == 0 {
+			most = orderLongest
+		}
+		content := orderContent(id, seq, r.IntN(most))
 		header := make([]byte, 0, orderHeader)
 		for _, v := range []int{id, seq, len(content)} {
 			header = binary.BigEndian.AppendUint32(header, uint32(v))

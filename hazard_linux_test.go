@@ -545,25 +545,22 @@ func TestConnectionsOfADeadReceiverDoNotDisturbOthers(t *testing.T) {
 	p.Release()
 }
 
-func TestFirstWriteThatMeetsCloseLeavesNothingInFlight(t *testing.T) {
-	data := noise(4<<20, 1)
-	for range 20 {
-		near, far := loopbackPair(t)
-		c := wrap(t, near, insist)
-		c.s.readers.mu.Lock() // holds up whoever watches the descriptor, and Close on its way there
-		var meeting sync.WaitGroup
-		meeting.Go(func() { c.Close() })
-		time.Sleep(time.Millisecond)
-		var ticket Ticket
-		meeting.Go(func() { ticket, _ = c.WritePinned(Pin(data)) })
-		time.Sleep(time.Millisecond)
-		c.s.readers.mu.Unlock()
-		meeting.Wait()
-		go io.Copy(io.Discard, far)
-		if err := ticket.Wait(testContext(t)); err != nil {
-			t.Fatalf("the ticket: %v; %+v", err, c.Stats())
-		}
+func TestCloseForbidsFlaggedCallsBeforeItForbidsWatching(t *testing.T) {
+	near, _ := loopbackPair(t)
+	c := wrap(t, near, insist)
+	c.s.readers.mu.Lock() // Close cannot yet say that the descriptor must not be watched any more
+	var closing sync.WaitGroup
+	closing.Go(func() { c.Close() })
+	eventually(t, "flagged calls are forbidden", func() bool {
+		c.s.ledger.mu.Lock()
+		defer c.s.ledger.mu.Unlock()
+		return c.s.ledger.closed
+	})
+	if c.s.closing.Load() {
+		t.Error("a first flagged call in between would be made, and its completion not be heard")
 	}
+	c.s.readers.mu.Unlock()
+	closing.Wait()
 }
 
 func TestLastCompletionMayComeBeforeCloseHasBegunToWait(t *testing.T) {
