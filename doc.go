@@ -15,7 +15,8 @@
 // peer's kernel has acknowledged the bytes (https://docs.kernel.org/networking/msg_zerocopy.html). So it cannot be
 // hidden behind Write, and the contract lies in the types:
 //
-//  1. Only a [Pinned] can be sent without copying. [Pin] makes one of the caller's memory, [Alloc] of its own.
+//  1. Only a [Pinned] can be sent without copying. [Pin] makes one of the caller's memory, [Alloc] and [Pool] of their
+//     own.
 //  2. From WritePinned until its [Ticket] is done the memory is lent to the kernel: read it, do not write it. (Whoever
 //     accepts that either version travels may write to memory of Pin, as live migration does.)
 //  3. Memory in flight is never unmapped or collected, whatever the caller drops or releases.

@@ -246,6 +246,42 @@ func ExampleNewListener() {
 	// Output: 4194304 <nil>
 }
 
+// Buffers of a pool come back by themselves, when they are released and the kernel has sent them. Get waits for one, and so
+// keeps the producer from running ahead of the network.
+func ExamplePool() {
+	l := listen()
+	defer l.Close()
+	received := receive(l)
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	c = zcnet.Wrap(c, nil)
+	w := zcnet.NewWriter(c).(zcnet.FrameWriter)
+	pool, err := zcnet.NewPool(128<<10, 4)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	header := make([]byte, 8)
+	for block := range 20 {
+		body, err := pool.Get(context.Background())
+		if err != nil {
+			log.Fatal(err)
+		}
+		fill(body.Bytes())
+		header[0] = byte(block) // copied: ours again at once
+		if _, err := w.WriteFrame(header, body); err != nil {
+			log.Fatal(err)
+		}
+		body.Release()
+	}
+	c.Close()
+	fmt.Println(<-received, "bytes received")
+	// Output: 2621600 bytes received
+}
+
 func ExampleProbe() {
 	near, _ := net.Pipe()
 	report := zcnet.Probe(near)

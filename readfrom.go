@@ -9,6 +9,22 @@ import (
 
 // This file sends what is read from any reader, without copying it again, out of buffers of the library's own.
 
+// ReadFrom sends what it reads from r until end of file. Files are sent by sendfile(2), TCP and unix connections by
+// splice(2), as by *net.TCPConn. Any other reader reads into buffers of the library's own, which are sent without
+// copying where that pays, so that io.Copy to a Conn gains without any duty of the caller: r's memory is r's again when
+// its Read returns. What one Read returns is sent at once.
+//
+// When ReadFrom returns, everything is queued in the kernel, as after Write; the buffers take care of themselves.
+func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
+	if src, ok := r.(*Conn); ok {
+		return src.spliceTo(c.TCPConn)
+	}
+	if kernelCanMove(r) {
+		return c.TCPConn.ReadFrom(r)
+	}
+	return c.sendFrom(r)
+}
+
 const (
 	readBufferSize  = 256 << 10
 	readBufferCount = 64 // of the process: 16 MiB of address space, touched as needed

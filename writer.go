@@ -176,24 +176,27 @@ const (
 // Between the first and the last call of step it is the only write of its connection: the descriptor's write lock,
 // which every other way to write takes too, is held by RawConn.Write, waiting for buffer space included.
 type write struct {
-	s      *socket
-	bufs   []Pinned
-	total  int64
-	copies int // how many buffers from the first on are copied in any case
-
-	at, off int // the next byte to send is bufs[at].b[off]
-	queued  int64
-	flag    bool // flagged calls are still worth trying in this write
-	tries   int  // of them that are left on a path that copies
-	limit   int  // bytes of one flagged call
-	claim   *claim
-	helped  bool    // a part was copied
-	why     reasons // it was
-	err     error
-
+	progress
+	bufs []Pinned
 	loan loan
 	msg  message
 	step func(fd uintptr) bool // w.sendAll, bound once
+}
+
+// progress is what begins anew with each write.
+type progress struct {
+	s       *socket
+	copies  int   // how many buffers, from the first on, are copied in any case
+	total   int64 // bytes of the write
+	queued  int64 // of them in the kernel
+	at, off int   // the next byte to send is bufs[at].b[off]
+	flag    bool  // flagged calls are still worth trying
+	tries   int   // of them that are left on a path that copies
+	limit   int   // bytes of one flagged call
+	claim   *claim
+	helped  bool    // a part was copied
+	why     reasons // why
+	err     error
 }
 
 var writes = sync.Pool{New: func() any {
@@ -216,8 +219,7 @@ func (w *write) free() {
 		w.bufs = nil
 	}
 	w.msg.clear()
-	w.s, w.total, w.copies, w.at, w.off, w.queued = nil, 0, 0, 0, 0, 0
-	w.flag, w.tries, w.limit, w.claim, w.helped, w.why, w.err = false, 0, 0, nil, false, 0, nil
+	w.progress = progress{}
 	writes.Put(w)
 }
 

@@ -1,0 +1,185 @@
+package zcnet
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// This file is reading: as *net.TCPConn does, and through what completions do to the runtime's poller.
+
+// Read reads as *net.TCPConn does, and goes on doing so while completions arrive.
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	if !refused(err) {
+		return n, err
+	}
+	return c.s.read(b)
+}
+
+// refused reports whether the runtime's poller refused a read before its system call. It does so ("not pollable")
+// after a completion has arrived while the socket was neither readable nor writable, which is normal under bulk
+// sending: epoll then reports a bare EPOLLERR, the poller marks the descriptor as broken for reading
+// (netpollcheckerr in runtime/netpoll.go), and takes the mark back only at another kind of event. The error is not
+// exported, so it is told by what it is not.
+func refused(err error) bool {
+	op, ok := err.(*net.OpError)
+	if !ok || op.Timeout() || errors.Is(op.Err, net.ErrClosed) {
+		return false
+	}
+	var errno syscall.Errno
+	return !errors.As(op.Err, &errno) && !errors.Is(op.Err, os.ErrClosed)
+}
+
+// read reads without the runtime's poller: it tries, and waits with the library's.
+func (s *socket) read(b []byte) (int, error) {
+	s.stats.slowReads.Add(1)
+	for patience := firstDeadlineCheck; ; patience = min(2*patience, lastDeadlineCheck) {
+		ready, err := s.awaitRead()
+		if err != nil {
+			return 0, s.opError("read", err)
+		}
+		if s.readDeadlinePassed() {
+			return 0, s.opError("read", os.ErrDeadlineExceeded)
+		}
+		n, err := s.tryRead(b)
+		switch {
+		case err == syscall.EAGAIN:
+			s.readers.wait(ready, patience)
+		case err != nil:
+			return 0, s.opError("read", err)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// readWaiters are the goroutines that wait for the library's poller to find the socket readable.
+type readWaiters struct {
+	mu       sync.Mutex
+	ready    chan struct{} // closed when the socket is readable, closed, or its deadline has changed; nil if nobody waits
+	armed    bool          // the poller looks for readability
+	deadline time.Time
+	known    bool // deadline was set here; before that only the runtime knows it
+}
+
+// A blocked read asks the runtime for a deadline that was set before the connection was wrapped, less and less often:
+// it is noticed at the latest when twice its time has passed.
+const (
+	firstDeadlineCheck = 10 * time.Millisecond
+	lastDeadlineCheck  = time.Minute
+)
+
+// readDeadlinePassed reports whether a read must fail. The runtime looks at deadlines before it refuses to poll
+// (netpollcheckerr in runtime/netpoll.go).
+func (s *socket) readDeadlinePassed() bool {
+	if deadline, known := s.readers.readDeadline(); known {
+		return !deadline.IsZero() && !time.Now().Before(deadline)
+	}
+	err := s.raw.Read(func(uintptr) bool { return true })
+	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// next returns the channel to wait on. It must be taken before the read is tried.
+func (r *readWaiters) next() <-chan struct{} {
+	if r.ready == nil {
+		r.ready = make(chan struct{})
+	}
+	return r.ready
+}
+
+// wake lets all waiters try again. It reports whether there were any.
+func (r *readWaiters) wake() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.wakeAll()
+}
+
+func (r *readWaiters) wakeAll() bool {
+	if r.ready == nil {
+		return false
+	}
+	close(r.ready)
+	r.ready = nil
+	return true
+}
+
+func (r *readWaiters) setDeadline(t time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.deadline, r.known = t, true
+	r.wakeAll()
+}
+
+func (r *readWaiters) readDeadline() (t time.Time, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.deadline, r.known
+}
+
+// wait returns when ready is closed, or when it is time to look at the deadline: after patience if it is not known.
+func (r *readWaiters) wait(ready <-chan struct{}, patience time.Duration) {
+	deadline, known := r.readDeadline()
+	switch {
+	case known && deadline.IsZero():
+		<-ready
+		return
+	case known:
+		patience = time.Until(deadline)
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-ready:
+	case <-timer.C:
+	}
+}
+
+// WriteTo copies what is read to w until end of file, as *net.TCPConn does: by splice(2) to TCP and unix connections and
+// to files.
+func (c *Conn) WriteTo(w io.Writer) (int64, error) {
+	switch w := w.(type) {
+	case *Conn:
+		return c.spliceTo(w.TCPConn)
+	case *net.TCPConn, *net.UnixConn, *os.File:
+		return c.spliceTo(w)
+	}
+	return io.Copy(w, onlyReader{c})
+}
+
+// spliceTo lets the kernel move the bytes. When the runtime's poller refuses the source, what can be read is
+// carried over by hand; then the kernel goes on.
+func (c *Conn) spliceTo(w io.Writer) (written int64, err error) {
+	var buf []byte
+	for {
+		n, err := c.TCPConn.WriteTo(w)
+		written += n
+		if !refused(err) {
+			return written, err
+		}
+		if buf == nil {
+			buf = make([]byte, 64<<10)
+		}
+		m, err := c.s.read(buf)
+		if err == io.EOF {
+			return written, nil
+		}
+		if err != nil {
+			return written, err
+		}
+		k, err := w.Write(buf[:m])
+		written += int64(k)
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// onlyReader hides every other method.
+type onlyReader struct{ io.Reader }
