@@ -211,7 +211,7 @@ func (s *socket) watch(fd uintptr) error {
 	if s.closing.Load() {
 		return nil
 	}
-	if err := thePoller.watch(int(fd), s, r.armed); err != nil {
+	if err := thePoller.watch(int(fd), s, r.armed); err != nil { // a reader may have come first
 		return err
 	}
 	s.watched.Store(true)
