@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"slices"
@@ -34,7 +35,8 @@ const (
 // benchConfig is what the flags of bench say.
 type benchConfig struct {
 	links         []linkKind // nil for all that are possible here
-	modes         []mode     // nil for all that are possible here
+	modes         []mode
+	anyModes      bool // none were asked for: those that cannot be measured here are left out
 	sizes         []size
 	total, region size
 	rounds        int
@@ -43,37 +45,63 @@ type benchConfig struct {
 }
 
 func parseBench(args []string) (benchConfig, error) {
-	cfg := benchConfig{sizes: []size{64 << 10, 1 << 20}}
+	defaults := benchConfig{
+		modes:  modes(),
+		sizes:  []size{64 << 10, 1 << 20},
+		total:  defaultTotal,
+		rounds: defaultRounds,
+		budget: defaultBudget,
+	}
+	var cfg benchConfig
 	fs := newFlags("bench")
 	fs.Func("link", "`links` to send over: loopback, lab (default: both if the lab can be built)", many(&cfg.links, named("link", linkKinds())))
-	fs.Func("mode", "`modes` to compare: copy, naive, zcnet (default: all)", many(&cfg.modes, named("mode", modes())))
-	fs.Func("size", "`sizes` of one write (default 64KiB,1MiB)", many(&cfg.sizes, parseMemorySize))
-	fs.Func("total", "`size` of one transfer (default 1GiB)", one(&cfg.total, parseSize))
-	fs.Func("region", "`size` of the memory to send from (default 256MiB)", one(&cfg.region, parseMemorySize))
-	fs.Func("rounds", "`number` of transfers of which the median is printed (default 3)", one(&cfg.rounds, parseCount))
-	cfg.budget = -1
-	fs.Func("budget", "`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default 25s, or no limit with -total or -rounds)", one(&cfg.budget, parseBudget))
-	fs.BoolFunc("json", "print one JSON object a line", yes(&cfg.json))
+	cfg.addFlags(fs, defaults)
 	if err := parse(fs, benchSynopsis, args, 0); err != nil {
 		return cfg, err
 	}
-	if cfg.budget < 0 {
-		cfg.budget = defaultBudget
+	cfg.complete(defaults)
+	return cfg, checkRegion(fs.Name(), cfg.region, slices.Max(cfg.sizes))
+}
+
+// addFlags adds the flags that bench and sweep share. Those that are not given leave cfg as complete expects it.
+func (cfg *benchConfig) addFlags(fs *flag.FlagSet, defaults benchConfig) {
+	cfg.budget = notGiven
+	fs.Func("mode", "`modes` to compare: copy, naive, zcnet (default: all)", many(&cfg.modes, named("mode", defaults.modes)))
+	fs.Func("size", fmt.Sprintf("`sizes` of one write (default %s)", listed(defaults.sizes)), many(&cfg.sizes, parseMemorySize))
+	fs.Func("total", fmt.Sprintf("`size` of one transfer (default %v)", defaults.total), one(&cfg.total, parseSize))
+	fs.Func("region", fmt.Sprintf("`size` of the memory to send from (default %v)", size(defaultBenchRegion)), one(&cfg.region, parseMemorySize))
+	fs.Func("rounds", fmt.Sprintf("`number` of transfers of which the median is printed (default %d)", defaults.rounds), one(&cfg.rounds, parseCount))
+	fs.Func("budget", fmt.Sprintf("`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default %v, or no limit with -total or -rounds)", defaults.budget), one(&cfg.budget, parseBudget))
+	fs.BoolFunc("json", "print one JSON object a line", yes(&cfg.json))
+}
+
+// notGiven is the budget before a flag has set it: 0 means no limit.
+const notGiven = -1
+
+// complete fills in what no flag has set.
+func (cfg *benchConfig) complete(defaults benchConfig) {
+	if cfg.budget == notGiven {
+		cfg.budget = defaults.budget
 		if cfg.total > 0 || cfg.rounds > 0 {
 			cfg.budget = 0
 		}
 	}
-	if cfg.total == 0 {
-		cfg.total = defaultTotal
+	if cfg.modes == nil {
+		cfg.modes, cfg.anyModes = defaults.modes, true
 	}
-	if cfg.rounds == 0 {
-		cfg.rounds = defaultRounds
+	if cfg.sizes == nil {
+		cfg.sizes = defaults.sizes
 	}
 	largest := slices.Max(cfg.sizes)
+	if cfg.total == 0 {
+		cfg.total = max(defaults.total, largest)
+	}
 	if cfg.region == 0 {
 		cfg.region = max(defaultBenchRegion, largest)
 	}
-	return cfg, checkRegion(fs.Name(), cfg.region, largest)
+	if cfg.rounds == 0 {
+		cfg.rounds = defaults.rounds
+	}
 }
 
 // checkRegion refuses writes that do not fit the memory to send from.
@@ -136,6 +164,9 @@ func newBench(cfg benchConfig, show *progress) *bench {
 // run makes all transfers. Whatever it returns, the results so far are kept.
 func (b *bench) run(ctx context.Context) error {
 	defer b.close()
+	if err := b.openPaths(ctx); err != nil {
+		return err
+	}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
@@ -145,11 +176,8 @@ func (b *bench) run(ctx context.Context) error {
 	return b.measure(ctx)
 }
 
-// prepare builds the links, fills the memory, and lists what is to be compared.
+// prepare fills the memory, and lists what is to be compared.
 func (b *bench) prepare(ctx context.Context) (err error) {
-	if err := b.openPaths(ctx); err != nil {
-		return err
-	}
 	n := regionFor(b.cfg.region, b.cfg.total, slices.Max(b.cfg.sizes))
 	b.show.begin("filling %v of memory", size(n))
 	b.region, err = newRegion(ctx, n)
@@ -158,7 +186,7 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	}
 	for _, p := range b.paths {
 		for _, n := range b.cfg.sizes {
-			b.groups = append(b.groups, newGroup(p, n, b.modes()))
+			b.groups = append(b.groups, newGroup(p, n, b.cfg.modes))
 		}
 	}
 	return nil
@@ -172,13 +200,6 @@ func newGroup(p *path, n size, modes []mode) *group {
 	return g
 }
 
-func (b *bench) modes() []mode {
-	if b.cfg.modes == nil {
-		return modes()
-	}
-	return b.cfg.modes
-}
-
 // openPaths opens the links that were asked for, or those that are possible.
 func (b *bench) openPaths(ctx context.Context) error {
 	links := b.cfg.links
@@ -189,20 +210,32 @@ func (b *bench) openPaths(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return errInterrupted
 		}
-		b.show.begin("opening the %s link", kind.name)
-		p, err := openPath(kind)
+		err := b.openPath(kind)
 		switch {
 		case err == nil:
-			b.paths = append(b.paths, p)
 		case b.cfg.links != nil:
-			return fmt.Errorf("link %s: %w", kind.name, err)
+			return err
 		default:
-			b.show.note("without link %s: %s", kind.name, oneLine(err))
+			b.show.note("without %s", oneLine(err))
 		}
 	}
 	if len(b.paths) == 0 {
-		return errors.New("no link can be opened here")
+		return errNoLink
 	}
+	return nil
+}
+
+// errNoLink is the error of a machine on which not even loopback works.
+var errNoLink = errors.New("no link can be opened here")
+
+// openPath opens a link to send over.
+func (b *bench) openPath(kind linkKind) error {
+	b.show.begin("opening the %s link", kind.name)
+	p, err := openPath(kind)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", kind.name, err)
+	}
+	b.paths = append(b.paths, p)
 	return nil
 }
 
@@ -217,7 +250,7 @@ func (b *bench) close() {
 // verify has every byte of a short transfer of each cell compared by the receiver.
 func (b *bench) verify(ctx context.Context) error {
 	end := b.start.Add(b.cfg.budget / verifyShare)
-	left := len(b.groups) * len(b.modes())
+	left := len(b.groups) * len(b.cfg.modes)
 	part := b.region.Slice(0, min(b.region.Len(), max(verifyRegion, int(slices.Max(b.cfg.sizes)))))
 	for _, g := range b.groups {
 		b.show.begin("checking %s, writes of %v", g.path.name, g.size)
@@ -228,9 +261,6 @@ func (b *bench) verify(ctx context.Context) error {
 			r, err := b.transfer(ctx, g, c, t)
 			if err != nil {
 				return err
-			}
-			if r.Wrong > 0 {
-				return fmt.Errorf("%s, mode %s, writes of %v: the receiver got %v", g.path.name, c.mode.name, g.size, r.answer)
 			}
 			c.checked = r.Checked
 		}
@@ -259,7 +289,7 @@ func (b *bench) measure(ctx context.Context) error {
 // measureRound makes one round. The modes take turns at being the first.
 func (b *bench) measureRound(ctx context.Context, round int) error {
 	end := b.start.Add(b.cfg.budget)
-	left := len(b.groups) * len(b.modes())
+	left := len(b.groups) * len(b.cfg.modes)
 	for _, g := range b.groups {
 		b.show.begin("round %d of %d: %s, writes of %v", round+1, b.cfg.rounds, g.path.name, g.size)
 		for i := range g.cells {
@@ -300,12 +330,14 @@ func (b *bench) transfer(ctx context.Context, g *group, c *cell, t transfer) (re
 	switch {
 	case ctx.Err() != nil:
 		return result{}, errInterrupted
-	case errors.Is(err, errNoMode) && b.cfg.modes == nil:
+	case errors.Is(err, errNoMode) && b.cfg.anyModes:
 		c.missing = true
 		b.tellOnce(fmt.Sprintf("without mode %s: %s", c.mode.name, oneLine(err)))
 		return result{}, nil
 	case err != nil:
 		return result{}, fmt.Errorf("%s, mode %s, writes of %v: %w", g.path.name, c.mode.name, g.size, err)
+	case r.Wrong > 0:
+		return result{}, fmt.Errorf("%s, mode %s, writes of %v: the receiver got %v", g.path.name, c.mode.name, g.size, r.answer)
 	}
 	r.Link, r.Mode, r.Size = g.path.name, c.mode.name, g.size
 	return r, nil

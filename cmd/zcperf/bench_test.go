@@ -16,11 +16,13 @@ import (
 // smallBench is a bench that takes no time to speak of.
 func smallBench() benchConfig {
 	return benchConfig{
-		links:  linkKinds()[:1],
-		sizes:  []size{64 << 10},
-		total:  4 << 20,
-		region: 1 << 20,
-		rounds: 2,
+		links:    linkKinds()[:1],
+		modes:    modes(),
+		anyModes: true,
+		sizes:    []size{64 << 10},
+		total:    4 << 20,
+		region:   1 << 20,
+		rounds:   2,
 	}
 }
 
@@ -55,12 +57,13 @@ func TestBenchReportsAWrongByte(t *testing.T) {
 func TestBenchLeavesOutModesThatCannotWork(t *testing.T) {
 	cfg := smallBench()
 	cfg.modes = []mode{{"impossible", func(*net.TCPConn) (sender, error) { return nil, errNoMode }}}
+	cfg.anyModes = false
 	if err := newBench(cfg, nil).run(t.Context()); !errors.Is(err, errNoMode) {
 		t.Errorf("asked for: %v, want an error", err)
 	}
 	b := newBench(cfg, nil)
 	b.groups = []*group{newGroup(loopbackPath(t), 1, cfg.modes)}
-	b.cfg.modes = nil
+	b.cfg.anyModes = true
 	g := b.groups[0]
 	if r, err := b.transfer(t.Context(), g, g.cells[0], transfer{}); err != nil || r.Bytes != 0 {
 		t.Errorf("not asked for: %+v, %v; want nothing", r, err)
@@ -167,6 +170,11 @@ func TestMeaning(t *testing.T) {
 	line := func(ofCopy, cpu float64, uncopied int64, why string) row {
 		return row{ofCopy: ofCopy, result: result{Bytes: 1000, ProcCPU: seconds(cpu), counts: counts{ZeroCopied: uncopied, whyCopied: why}}}
 	}
+	woken := func(ofCopy float64, often float64) row {
+		r := line(ofCopy, 1, 1000, "")
+		r.Wakeups = &often
+		return r
+	}
 	unknown := line(1, 1, 0, "")
 	unknown.ProcCPU = nil
 	for _, test := range []struct {
@@ -195,6 +203,8 @@ func TestMeaning(t *testing.T) {
 			[]row{unknown},
 			"next to nothing is sent without a copy. It has 1.00 times the throughput of plain Write.",
 		},
+		{"wake-ups", nil, nil, []row{woken(1, 300.4), woken(1, 12)}, "zcnet sends everything without a copy. Its poller is woken 12 to 300 times per GB."},
+		{"as many wake-ups", nil, nil, []row{woken(1, 12.4), woken(1, 12)}, "zcnet sends everything without a copy. Its poller is woken 12 times per GB."},
 		{"some copied", nil, nil, []row{line(0, 1, 200, ""), line(0, 1, 999, "")}, "zcnet sends 20.0% to 99.9% without a copy, depending on the size of a write."},
 		{"a few copied", nil, nil, []row{line(0, 1, 990, ""), line(0, 1, 1000, "")}, "zcnet sends at least 99.0% without a copy."},
 	} {

@@ -9,7 +9,7 @@ import (
 	"github.com/zcnet-go/zcnet/internal/lab"
 )
 
-// This file is about the links over which bench sends.
+// This file is about the links over which bench and sweep send.
 
 // dialTimeout bounds the wait for a connection.
 const dialTimeout = 10 * time.Second
@@ -27,10 +27,10 @@ func linkKinds() []linkKind {
 	return []linkKind{{"loopback", openLoopback}, {"lab", openLab}}
 }
 
-// A link is a way from a sender to a receiver, both in this process.
+// A link is a way from a sender in this process to a receiver.
 type link struct {
 	name   string
-	listen func() (net.Listener, error)
+	listen func() (net.Listener, error) // nil if the receiver is elsewhere
 	dial   func(ctx context.Context, addr string) (net.Conn, error)
 	close  func() error
 }

@@ -5,6 +5,7 @@
 //	zcperf [bench]            over loopback, and over a copy-free link of its own where it may build one
 //	zcperf serve -addr A      receives, on another host
 //	zcperf send -to A         sends to a serve
+//	zcperf sweep              finds from which size of write on zero-copy pays, and draws the curve
 //	zcperf probe [A]          tells whether zero-copy is on, and if not, why not
 //
 // Each command explains its flags with -h. The exit status is 0 if all went well, 1 if something failed or a byte
@@ -55,6 +56,7 @@ func commands() []command {
 		{"bench", benchSynopsis, "compare the modes side by side in this process (the default command)", runBench},
 		{"serve", serveSynopsis, "receive from any number of senders until interrupted", runServe},
 		{"send", sendSynopsis, "send to a serve on another host", runSend},
+		{"sweep", sweepSynopsis, "find from which size of write on zero-copy pays here, and draw the curve", runSweep},
 		{"probe", probeSynopsis, "tell whether zero-copy is on, and if not, why not", runProbe},
 	}
 }

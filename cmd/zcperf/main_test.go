@@ -70,7 +70,7 @@ func execute(t *testing.T, cmd *exec.Cmd) outcome {
 
 func TestWrongCommandLines(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
-		{"frobnicate", `there is no command "frobnicate": it is one of bench, serve, send, probe`},
+		{"frobnicate", `there is no command "frobnicate": it is one of bench, serve, send, sweep, probe`},
 		{"-frobnicate", "-frobnicate: the flags are -budget, -json, -link, -mode, -region, -rounds, -size, -total"},
 		{"bench extra", `unexpected argument "extra"`},
 		{"-size", "needs an argument: -size"},
@@ -99,6 +99,17 @@ func TestWrongCommandLines(t *testing.T) {
 		{"send -to localhost:65536", "is not an address: want HOST:PORT"},
 		{"send -to localhost:1 -mode copy,naive", "it is one of copy, naive, zcnet"},
 		{"send -to localhost:1 -size 2MiB -region 1MiB", "does not fit"},
+		{"sweep extra", `unexpected argument "extra"`},
+		{"sweep -frobnicate", "the flags are -budget, -json, -link, -mode, -region, -rounds, -size, -svg, -to, -total"},
+		{"sweep -to localhost", "is not an address: want HOST:PORT"},
+		{"sweep -to localhost:1 -link lab", "-to and -link exclude each other"},
+		{"sweep -link loopback,lab", `there is no link "loopback,lab": it is one of loopback, lab`},
+		{"sweep -mode naive,zcnet", "-mode lacks copy or zcnet"},
+		{"sweep -mode copy", "-mode lacks copy or zcnet"},
+		{"sweep -size 64KiB,2MiB -region 1MiB", "a write of 2MiB does not fit -region 1MiB"},
+		{"sweep -size 64KiB,2MiB -total 1MiB", "a write of 2MiB does not fit -total 1MiB"},
+		{"sweep -size 0", "must be more than 0"},
+		{"sweep -svg", "needs an argument: -svg"},
 		{"probe here", "is not an address: want HOST:PORT"},
 		{"probe localhost:1 localhost:2", `unexpected argument "localhost:2"`},
 		{"probe -json", "the flags are none"},
@@ -121,6 +132,7 @@ func TestHelp(t *testing.T) {
 		"-json -help": "-rounds number",
 		"serve -h":    "-verify",
 		"send -h":     "-region size",
+		"sweep -h":    "-svg file",
 		"probe -h":    "usage: zcperf probe [HOST:PORT]",
 	} {
 		got := execute(t, zcperf(t, strings.Fields(args)...))
@@ -141,6 +153,9 @@ func TestFailuresAreOneLine(t *testing.T) {
 	for _, args := range [][]string{
 		{"send", "-to", "127.0.0.1:1", "-total", "4KiB"},
 		{"serve", "-addr", used},
+		{"sweep", "-to", "127.0.0.1:1", "-size", "4KiB", "-total", "4KiB", "-svg", ""},
+		{"sweep", "-svg", filepath.Join(t.TempDir(), "missing", "sweep.svg")},
+		{"sweep", "-svg", t.TempDir()},
 		{"probe", "127.0.0.1:1"},
 	} {
 		got := execute(t, zcperf(t, args...))
@@ -263,6 +278,9 @@ func TestBenchLab(t *testing.T) {
 	for _, r := range results {
 		if r.Link != "lab" || r.Checked != r.Bytes || r.Wrong != 0 {
 			t.Errorf("got %+v, want a result of the lab, checked and right", r)
+		}
+		if (r.Wakeups != nil) != (r.Mode == "zcnet") {
+			t.Errorf("mode %s: wake-ups per GB: %v, want them of zcnet only", r.Mode, r.Wakeups)
 		}
 		if want := map[string]int64{"naive": r.Bytes, "zcnet": r.Bytes}[r.Mode]; r.ZeroCopied != want {
 			t.Errorf("mode %s: %d of %d bytes are sent without a copy, want %d", r.Mode, r.ZeroCopied, r.Bytes, want)

@@ -5,9 +5,13 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -182,6 +186,60 @@ func TestBenchInterruptedBeforeItHasAResult(t *testing.T) {
 	}
 }
 
+// A sweep that is interrupted prints and draws the sizes it has.
+func TestInterruptedSweep(t *testing.T) {
+	svg := filepath.Join(t.TempDir(), "sweep.svg")
+	p := start(t, "sweep", "-link", "loopback", "-mode", "copy,zcnet", "-size", "64KiB,128KiB", "-total", "16MiB", "-rounds", "1000000", "-svg", svg)
+	p.await("round 3 of 1000000")
+	got := p.interrupt(os.Interrupt)
+	if got.status != exitInterrupted || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
+		t.Errorf("status %d, stderr ends in %q; want 130 and a word of it", got.status, p.said[len(p.said)-1])
+	}
+	for _, want := range []string{"64KiB", "128KiB", "Of 1000000 rounds ", "\nThreshold: none: "} {
+		if !strings.Contains(got.stdout, want) {
+			t.Errorf("want %q in:\n%s", want, got.stdout)
+		}
+	}
+	parseSVG(t, svg)
+}
+
+func TestSweepInterruptedBeforeItHasAResult(t *testing.T) {
+	svg := filepath.Join(t.TempDir(), "sweep.svg")
+	p := start(t, "sweep", "-link", "loopback", "-region", "1GiB", "-total", "1TiB", "-svg", svg)
+	p.await("filling")
+	got := p.interrupt(os.Interrupt)
+	if got.status != exitInterrupted || got.stdout != "" || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
+		t.Errorf("status %d, stdout %q, stderr %q; want 130 and a word of it", got.status, got.stdout, got.stderr)
+	}
+	if _, err := os.Stat(svg); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a picture (%v), want none", err)
+	}
+}
+
+func TestSweepToAServe(t *testing.T) {
+	serve := start(t, "serve", "-addr", "127.0.0.1:0", "-discard")
+	addr := serve.await("listening on ")
+	svg := filepath.Join(t.TempDir(), "sweep.svg")
+	got := execute(t, zcperf(t, "sweep", "-to", addr, "-mode", "zcnet,copy", "-size", "1MiB,64KiB", "-total", "4MiB", "-rounds", "2", "-json", "-svg", svg))
+	if got.status != exitOK || !strings.Contains(got.stderr, "\nThreshold: ") {
+		t.Errorf("status %d, stderr %q; want 0 and the threshold", got.status, got.stderr)
+	}
+	var found []string
+	for _, r := range parseJSON(t, got.stdout) {
+		found = append(found, fmt.Sprintf("%v %s", r.Size, r.Mode))
+		if r.Link != addr || r.Bytes != 4<<20 || r.Rounds != 2 {
+			t.Errorf("got %+v, want 4 MiB to %s, twice", r, addr)
+		}
+	}
+	if want := []string{"64KiB zcnet", "64KiB copy", "1MiB zcnet", "1MiB copy"}; !slices.Equal(found, want) {
+		t.Errorf("got %q, want %q", found, want)
+	}
+	if texts := parseSVG(t, svg); !slices.Contains(texts, "Throughput by size of write, to "+addr) {
+		t.Errorf("the picture has the texts %q, want a title with %s", texts, addr)
+	}
+	serve.interrupt(os.Interrupt)
+}
+
 // asNobody makes a program run without rights.
 func asNobody(cmd *exec.Cmd) *exec.Cmd {
 	if os.Getuid() == 0 {
@@ -200,6 +258,10 @@ func TestBenchWithoutRights(t *testing.T) {
 		if r.Link != "loopback" {
 			t.Errorf("got %+v, want results of loopback only", r)
 		}
+	}
+	got = execute(t, asNobody(zcperf(t, "sweep", "-size", "64KiB", "-total", "1MiB", "-rounds", "1", "-svg", "", "-json")))
+	if got.status != exitOK || strings.Count(got.stderr, "without link lab: ") != 1 || !strings.Contains(got.stdout, `"link":"loopback"`) {
+		t.Errorf("sweep: status %d, stdout %q, stderr %q; want 0, one line about the lab, and results of loopback", got.status, got.stdout, got.stderr)
 	}
 	got = execute(t, asNobody(zcperf(t, "-link", "lab", "-total", "1MiB", "-rounds", "1", "-json")))
 	lines := strings.Split(strings.TrimSpace(got.stderr), "\n")

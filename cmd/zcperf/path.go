@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// This file joins a sender and a receiver of this process by a link.
+// This file joins a sender and a receiver by a link.
 
-// A path is an open link with a receiver at its far end.
+// A path is an open link with a receiver at its far end, which is this process unless the link has no listen.
 type path struct {
 	*link
 	addr     string
@@ -36,6 +36,20 @@ func newPath(l *link, listener net.Listener, r *receiver) *path {
 	p := &path{link: l, addr: listener.Addr().String(), cancel: cancel}
 	p.receiver.Go(func() { r.serve(ctx, listener) })
 	return p
+}
+
+// remotePath returns the way to a serve in another process.
+func remotePath(addr string) *path {
+	l := &link{name: addr, dial: dialTCP, close: func() error { return nil }}
+	return &path{link: l, addr: addr, cancel: func() {}}
+}
+
+// where says in words where a path is.
+func (p *path) where() string {
+	if p.listen == nil {
+		return "to " + p.name
+	}
+	return "on " + p.name
 }
 
 // close ends the receiver and closes the link.

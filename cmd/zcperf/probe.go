@@ -66,7 +66,7 @@ func probeLoopback(ctx context.Context) (report zcnet.Report, err error) {
 	}
 	defer region.Release()
 	probed := mode{"zcnet", func(c *net.TCPConn) (sender, error) {
-		s, err := openZcnet(c)
+		s, err := openZcnet(c, nil)
 		return probedSender{s, &report}, err
 	}}
 	_, err = p.transfer(ctx, probed, newTransfer(region, probeWrite, probeTotal))

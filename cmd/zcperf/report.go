@@ -135,11 +135,14 @@ func (b *bench) meanings() (lines []string) {
 			}
 		}
 		if len(by["zcnet"]) > 0 {
-			lines = append(lines, fmt.Sprintf("On %s %s", p.name, meaning(by["copy"], by["naive"], by["zcnet"])))
+			lines = append(lines, capitalized(p.where())+" "+meaning(by["copy"], by["naive"], by["zcnet"]))
 		}
 	}
 	return lines
 }
+
+// capitalized makes a text the beginning of a sentence.
+func capitalized(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
 // meaning puts the rows of one link, by mode, into words. Those of zcnet there are.
 func meaning(copied, naive, zc []row) string {
@@ -156,6 +159,9 @@ func meaning(copied, naive, zc []row) string {
 		fmt.Fprintf(&s, "next to nothing is sent without a copy: %s.", why)
 	default:
 		s.WriteString("next to nothing is sent without a copy.")
+	}
+	if often, ok := countSpan(zc, func(r result) *float64 { return r.Wakeups }); ok {
+		fmt.Fprintf(&s, " Its poller is woken %s times per GB.", often)
 	}
 	if len(copied) == 0 {
 		return s.String()
@@ -202,6 +208,21 @@ func span(ratios []float64) string {
 		return low + " times"
 	}
 	return low + " to " + high + " times"
+}
+
+// countSpan returns the range of a count per GB in words, and whether it is known.
+func countSpan(rows []row, count func(result) *float64) (words string, ok bool) {
+	for _, r := range rows {
+		if count(r.result) == nil {
+			return "", false
+		}
+	}
+	least, most := extremes(rows, func(r result) float64 { return *count(r) })
+	low, high := fmt.Sprintf("%.0f", least), fmt.Sprintf("%.0f", most)
+	if low == high {
+		return low, true
+	}
+	return low + " to " + high, true
 }
 
 func extremes(rows []row, f func(result) float64) (least, most float64) {

@@ -22,8 +22,12 @@ type mode struct {
 func (m mode) String() string { return m.name }
 
 // modes returns all modes. The first is what the others are compared with.
-func modes() []mode {
-	return []mode{{"copy", openCopy}, {"naive", openNaive}, {"zcnet", openZcnet}}
+func modes() []mode { return modesWith(nil) }
+
+// modesWith is modes with a configuration for zcnet.
+func modesWith(cfg *zcnet.Config) []mode {
+	zc := func(c *net.TCPConn) (sender, error) { return openZcnet(c, cfg) }
+	return []mode{{"copy", openCopy}, {"naive", openNaive}, {"zcnet", zc}}
 }
 
 // errNoMode is matched by the errors of a mode that cannot work here, whatever is done.
@@ -52,7 +56,8 @@ type counts struct {
 	Copied      int64  `json:"copied_bytes"`       // sent by plain calls
 	Enobufs     uint64 `json:"enobufs"`            // calls that failed with ENOBUFS
 
-	whyCopied string // in words, if the mode knows
+	wakeups   *uint64 // of the library's poller; nil if the mode does not know
+	whyCopied string  // in words, if the mode knows
 }
 
 // copySender is mode copy: net.Conn's own Write.
@@ -80,8 +85,8 @@ type zcnetSender struct {
 	n   int64
 }
 
-func openZcnet(c *net.TCPConn) (sender, error) {
-	conn := zcnet.Wrap(c, nil)
+func openZcnet(c *net.TCPConn, cfg *zcnet.Config) (sender, error) {
+	conn := zcnet.Wrap(c, cfg)
 	return &zcnetSender{Conn: conn, tcp: c, w: zcnet.NewWriter(conn)}, nil
 }
 
@@ -119,6 +124,7 @@ func (s *zcnetSender) counts() counts {
 		MaybeCopied: stats.MaybeCopiedBytes,
 		Copied:      stats.CopiedBytes,
 		Enobufs:     stats.EnobufsOptmem + stats.EnobufsMemlock,
+		wakeups:     &stats.Wakeups,
 		whyCopied:   zcnet.Probe(conn).Reason,
 	}
 }

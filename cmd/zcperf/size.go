@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -67,4 +68,16 @@ func (n size) String() string {
 		}
 	}
 	return strconv.FormatInt(int64(n), 10)
+}
+
+// listed returns sizes as a flag takes them, the middle of a long list left out.
+func listed(sizes []size) string {
+	var parts []string
+	for _, n := range sizes {
+		parts = append(parts, n.String())
+	}
+	if len(parts) > 4 {
+		parts = slices.Concat(parts[:2], []string{"..."}, parts[len(parts)-1:])
+	}
+	return strings.Join(parts, ",")
 }

@@ -43,6 +43,7 @@ type result struct {
 	SysCPU   *float64 `json:"sys_cpu_s_per_gb"`  // so too
 	Writes   int64    `json:"writes"`
 	Allocs   float64  `json:"allocs_per_write"` // heap objects of the whole process
+	Wakeups  *float64 `json:"wakeups_per_gb"`   // of the library's poller; null in modes without it
 	Rounds   int      `json:"rounds"`           // of which this is the median
 	Checked  int64    `json:"checked_bytes"`    // compared by the receiver, in this transfer or a separate one
 	Wrong    int64    `json:"wrong_bytes"`      // of them
@@ -84,6 +85,7 @@ func (t transfer) run(ctx context.Context, s sender) (result, error) {
 	}
 	r := measure(start, end, bytes, writes)
 	r.Rounds, r.CutShort, r.counts = 1, bytes < t.total, s.counts()
+	r.Wakeups = countPerGB(r.wakeups, bytes)
 	if r.answer = answer; answer.Checked {
 		r.Checked, r.Wrong = answer.Received, answer.Wrong
 	}
@@ -153,6 +155,15 @@ func measure(start, end reading, bytes, writes int64) result {
 // gbPerS returns 10^9 bytes per second, a finite number even if the clock has not moved.
 func gbPerS(bytes int64, took time.Duration) float64 {
 	return float64(bytes) / 1e9 / max(took, 1).Seconds()
+}
+
+// countPerGB returns a count per 10^9 bytes, or nil if it is not known.
+func countPerGB(n *uint64, bytes int64) *float64 {
+	if n == nil || bytes == 0 {
+		return nil
+	}
+	perGB := float64(*n) / (float64(bytes) / 1e9)
+	return &perGB
 }
 
 // newTransfer returns the transfer of total bytes by writes of n, from as much of region as such writes fill exactly.

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/zcnet-go/zcnet"
+)
+
+// This file is the command sweep: a bench of one link at many sizes of write, from which a threshold follows.
+
+const sweepSynopsis = "[-to HOST:PORT | -link lab] [-mode copy,naive,zcnet] [-size 4KiB,8KiB,...,16MiB] [-total 256MiB] [-rounds 5] [-region 256MiB] [-budget 55s] [-svg sweep.svg] [-json]"
+
+const (
+	smallestSweep = zcnetPage
+	largestSweep  = 16 << 20
+	sweepTotal    = 256 << 20
+	sweepRounds   = 5
+	// sweepBudget leaves some of a minute for what a time limit does not end at once.
+	sweepBudget = 55 * time.Second
+	// zcnetPage is the length below which zcnet copies, whatever its threshold.
+	zcnetPage = 4 << 10
+)
+
+// sweepConfig is what the flags of sweep say.
+type sweepConfig struct {
+	benchConfig
+	to  string // the address of a serve; empty for a link
+	svg string // the name of the file to draw into; empty for none
+}
+
+// sweepModes returns all modes, zcnet such that it sends without a copy from the smallest size on.
+func sweepModes() []mode { return modesWith(&zcnet.Config{Threshold: zcnetPage}) }
+
+// sweepSizes returns the sizes that are measured if none are asked for.
+func sweepSizes() (sizes []size) {
+	for n := size(smallestSweep); n <= largestSweep; n *= 2 {
+		sizes = append(sizes, n)
+	}
+	return sizes
+}
+
+func parseSweep(args []string) (sweepConfig, error) {
+	defaults := benchConfig{
+		modes:  sweepModes(),
+		sizes:  sweepSizes(),
+		total:  sweepTotal,
+		rounds: sweepRounds,
+		budget: sweepBudget,
+	}
+	cfg := sweepConfig{svg: "sweep.svg"}
+	var kind linkKind
+	fs := newFlags("sweep")
+	fs.Func("to", "`HOST:PORT` of a zcperf serve to send to, instead of over a link of this machine", one(&cfg.to, parseRemoteAddr))
+	fs.Func("link", "`link` to send over: loopback or lab (default: lab if it can be built, or else loopback)", one(&kind, named("link", linkKinds())))
+	cfg.addFlags(fs, defaults)
+	fs.StringVar(&cfg.svg, "svg", cfg.svg, "`file` to draw the curve into; empty for none")
+	if err := parse(fs, sweepSynopsis, args, 0); err != nil {
+		return cfg, err
+	}
+	if kind.name != "" {
+		cfg.links = []linkKind{kind}
+	}
+	cfg.complete(defaults)
+	slices.Sort(cfg.sizes)
+	return cfg, cfg.check()
+}
+
+// check refuses what no threshold would follow from.
+func (cfg sweepConfig) check() error {
+	largest := slices.Max(cfg.sizes)
+	switch {
+	case cfg.to != "" && cfg.links != nil:
+		return usagef("sweep: -to and -link exclude each other: a link of this machine ends in this process")
+	case !cfg.hasMode("copy") || !cfg.hasMode("zcnet"):
+		return usagef("sweep: -mode lacks copy or zcnet: the threshold follows from comparing these two")
+	case largest > cfg.total:
+		return usagef("sweep: a write of %v does not fit -total %v: it must not be larger", largest, cfg.total)
+	}
+	return checkRegion("sweep", cfg.region, largest)
+}
+
+func (cfg sweepConfig) hasMode(name string) bool {
+	return slices.ContainsFunc(cfg.modes, func(m mode) bool { return m.name == name })
+}
+
+func runSweep(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	cfg, err := parseSweep(args)
+	if err != nil {
+		return err
+	}
+	if err := checkFile(cfg.svg); err != nil {
+		return err
+	}
+	show := newProgress(stderr)
+	s := &sweep{bench: newBench(cfg.benchConfig, show), to: cfg.to, svg: cfg.svg}
+	err = s.run(ctx)
+	show.close()
+	return cmp.Or(err, s.report(stdout, stderr), s.draw(stderr))
+}
+
+// checkFile refuses a file that cannot be written before the time is spent on what is to be in it.
+func checkFile(name string) error {
+	if name == "" {
+		return nil
+	}
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		return fmt.Errorf("-svg %s is a directory: want the name of a file, or an empty one for none", name)
+	}
+	if _, err := os.Stat(filepath.Dir(name)); err != nil {
+		return fmt.Errorf("-svg %s cannot be written: %w", name, err)
+	}
+	return nil
+}
+
+// A sweep is one execution of the command: a bench of one path.
+type sweep struct {
+	*bench
+	to, svg string
+}
+
+// run makes all transfers. Whatever it returns, the results so far are kept.
+func (s *sweep) run(ctx context.Context) error {
+	defer s.close()
+	if err := s.choosePath(); err != nil {
+		return err
+	}
+	if err := s.prepare(ctx); err != nil {
+		return err
+	}
+	return s.measure(ctx)
+}
+
+// choosePath opens the path that was asked for, or the best one there is.
+func (s *sweep) choosePath() error {
+	switch {
+	case s.to != "":
+		s.paths = []*path{remotePath(s.to)}
+		return nil
+	case s.cfg.links != nil:
+		return s.openPath(s.cfg.links[0])
+	}
+	for _, kind := range slices.Backward(linkKinds()) {
+		err := s.openPath(kind)
+		if err == nil {
+			return nil
+		}
+		s.show.note("without %s", oneLine(err))
+	}
+	return errNoLink
+}
+
+// report prints what there is of the results, which may be nothing.
+func (s *sweep) report(stdout, stderr io.Writer) error {
+	rows := s.rows()
+	switch {
+	case len(rows) == 0:
+		return nil
+	case s.cfg.json:
+		for _, line := range append(s.shortfalls(), s.verdict()) {
+			fmt.Fprintln(stderr, line)
+		}
+		return printJSON(stdout, rows)
+	}
+	var text strings.Builder
+	printTable(&text, rows)
+	fmt.Fprintln(&text)
+	for _, line := range slices.Concat(s.meanings(), s.shortfalls(), disturbance(rows), []string{s.verdict()}) {
+		fmt.Fprintln(&text, line)
+	}
+	_, err := io.WriteString(stdout, text.String())
+	return err
+}
+
+// verdict says in a line what to configure, if that can be told.
+func (s *sweep) verdict() string {
+	points := s.points()
+	if len(points) < len(s.groups) {
+		return "Threshold: not known: not every size was measured."
+	}
+	return verdict(points)
+}
+
+// points returns the sizes that have a result of both modes that are compared, in their order.
+func (s *sweep) points() (points []point) {
+	for _, g := range s.groups {
+		by := make(map[string]result)
+		for _, r := range g.rows() {
+			by[r.Mode] = r.result
+		}
+		copied, haveCopied := by["copy"]
+		zc, haveZC := by["zcnet"]
+		if haveCopied && haveZC {
+			points = append(points, point{g.size, copied, zc})
+		}
+	}
+	return points
+}
+
+// draw draws what there is of the curve, which may be nothing.
+func (s *sweep) draw(stderr io.Writer) error {
+	rows := s.rows()
+	if s.svg == "" || len(rows) == 0 {
+		return nil
+	}
+	title := fmt.Sprintf("Throughput by size of write, %s", s.paths[0].where())
+	picture, err := newCurve(title, rows).svg()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.svg, picture, 0o666); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stderr, "the curve is in", s.svg)
+	return err
+}
