@@ -3,6 +3,7 @@ package zcnet
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"sync"
 	"testing"
@@ -97,7 +98,7 @@ func TestMisuseOfAPoolIsLoud(t *testing.T) {
 	if got := string(again.Bytes()[:10]); got != "new holder" {
 		t.Errorf("the new holder's buffer says %q", got)
 	}
-	for _, bad := range [][2]int{{0, 1}, {1, 0}, {-1, 1}, {1 << 62, 8}} {
+	for _, bad := range [][2]int{{0, 1}, {1, 0}, {-1, 1}, {math.MaxInt / 4, 8}} {
 		if _, err := NewPool(bad[0], bad[1]); err == nil {
 			t.Errorf("NewPool(%d, %d) succeeded", bad[0], bad[1])
 		}
