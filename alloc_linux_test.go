@@ -1,0 +1,71 @@
+//go:build !race
+
+package zcnet
+
+import (
+	"context"
+	"io"
+	"testing"
+)
+
+// The steady paths do not allocate. The race detector allocates on its own account, so these run without it.
+
+func TestSteadyPathsDoNotAllocate(t *testing.T) {
+	onEachLink(t, func(t *testing.T, pair pairMaker) {
+		near, far := pair(t)
+		c := wrap(t, near, insist)
+		go io.Copy(io.Discard, far)
+		p, err := Alloc(1 << 20)
+		check(t, err)
+		defer p.Release()
+		ctx := context.Background()
+		header := make([]byte, 16)
+		ps := []Pinned{p.Slice(0, 100), p.Slice(page, 200<<10)}
+		done, err := c.WritePinned(p)
+		check(t, err)
+		check(t, done.Wait(testContext(t)))
+		idle := func() { eventually(t, "nothing is in flight", c.s.ledger.idle) }
+
+		for _, tt := range []struct {
+			name string
+			f    func()
+		}{
+			{"WritePinned", func() { c.WritePinned(p) }},
+			{"WritePinnedBuffers", func() { c.WritePinnedBuffers(ps) }},
+			{"WriteFrame", func() { c.WriteFrame(header, p) }},
+			{"a completed Wait", func() { done.Wait(ctx) }},
+			{"Ready", func() { done.Ready() }},
+			{"Outcome", func() { done.Outcome() }},
+		} {
+			for range 200 {
+				tt.f() // until all that is used again has been made
+			}
+			if n := testing.AllocsPerRun(500, tt.f); n != 0 {
+				t.Errorf("%s: %v allocations, want 0", tt.name, n)
+			}
+		}
+		idle()
+		if n := testing.AllocsPerRun(500, func() { c.Flush(ctx) }); n != 0 {
+			t.Errorf("Flush with nothing in flight: %v allocations, want 0", n)
+		}
+		check(t, c.Close())
+	})
+}
+
+func TestReadDoesNotAllocate(t *testing.T) {
+	onEachLink(t, func(t *testing.T, pair pairMaker) {
+		near, far := pair(t)
+		c := wrap(t, near, insist)
+		b := make([]byte, 1000)
+		if n := testing.AllocsPerRun(200, func() {
+			if _, err := far.Write(b[:10]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, b[:10]); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 {
+			t.Errorf("Read: %v allocations, want 0", n)
+		}
+	})
+}
