@@ -35,12 +35,13 @@ type Config struct {
 	// transmit timestamp (SO_TIMESTAMPING) or an ICMP error (IP_RECVERR), in the order of the queue, and never twice at
 	// a time for one connection. It is called by the goroutine that reads the queue: the library's poller, which serves
 	// all connections, or one inside a write, Wait or Close of this one. It must not block. Without it such messages are
-	// counted in Stats and dropped. The library reads the error queue of a connection from its first zero-copy send on;
+	// counted in Stats, logged and dropped. The library reads the error queue of a connection from its first zero-copy send on;
 	// nobody else may.
 	ErrorQueue func(c *net.TCPConn, m ErrorQueueMessage)
 
-	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven. It may be called
-	// inside of a write, and must not use the connection. nil logs nothing.
+	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven, and at debug level
+	// messages for want of an ErrorQueue. It may be called inside of a write, and must not use the connection. nil logs
+	// nothing.
 	Logger *slog.Logger
 
 	// insist keeps flagging on a path that copies: for tests of completions over loopback.

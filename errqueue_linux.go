@@ -179,6 +179,7 @@ func (e *errorQueue) receive(s *socket, fd uintptr) error {
 func (s *socket) foreignMessage(control, data []byte, flags int) {
 	s.stats.foreign.Add(1)
 	if s.cfg.ErrorQueue == nil {
+		s.log(slog.LevelDebug, "a message of the error queue was dropped, for there is no Config.ErrorQueue", "control", control)
 		return
 	}
 	s.foreign.add(ErrorQueueMessage{

@@ -154,6 +154,32 @@ func ExampleConn_WritePinned() {
 	// Output: 2621440 bytes received
 }
 
+// Many writes, one wait: after Flush every buffer is free, and everything has reached the peer's kernel.
+func ExampleConn_Flush() {
+	l := listen()
+	defer l.Close()
+	received := receive(l)
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	c = zcnet.Wrap(c, nil)
+	w := zcnet.NewWriter(c)
+	memory := make([]byte, 8<<20)
+	for page := range 8 {
+		if _, err := w.WritePinned(zcnet.Pin(memory[page<<20 : (page+1)<<20])); err != nil {
+			log.Fatal(err)
+		}
+	}
+	if err := w.Flush(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	clear(memory)
+	c.Close()
+	fmt.Println(<-received, "bytes received")
+	// Output: 8388608 bytes received
+}
+
 // The barrier of a migration: all pages have gone, and all buffers are free, before the last piece is sent.
 func ExampleFlushAll() {
 	ctx := context.Background()
