@@ -252,6 +252,7 @@ func TestBothEndsSendWithoutCopyInEveryFamily(t *testing.T) {
 			}
 			var both sync.WaitGroup
 			for i, c := range []*Conn{a, b} {
+				check(t, c.SetDeadline(time.Now().Add(testTimeout)))
 				content, other := noise(1<<20, uint64(i)), noise(1<<20, uint64(1-i))
 				both.Go(func() { sendWithoutCopy(t, c, content) })
 				both.Go(func() {
@@ -275,8 +276,8 @@ func skipWithout(t *testing.T, addr string) {
 	l.Close()
 }
 
-// sendWithoutCopy sends content and waits for its completion, and complains unless every byte was flagged. It may be called from
-// any goroutine.
+// sendWithoutCopy sends content and waits for its completion, and complains unless every byte was flagged. It may be
+// called from any goroutine.
 func sendWithoutCopy(t *testing.T, c *Conn, content []byte) {
 	ticket, err := c.WritePinned(Pin(content))
 	if err != nil {
@@ -561,6 +562,7 @@ func compareReads(t *testing.T, plain pairMaker, kinds []sceneKind) {
 				t.Run(kind.name, func(t *testing.T) {
 					t.Parallel()
 					s := kind.make(t)
+					waitForEvents(t, s.c)
 					if got := describe(s.c, b.test(t, s)); got != want {
 						t.Errorf("the error is\n%s, want as on a plain connection\n%s", got, want)
 					}
@@ -568,6 +570,13 @@ func compareReads(t *testing.T, plain pairMaker, kinds []sceneKind) {
 			}
 		})
 	}
+}
+
+// waitForEvents has blocked reads wait for what happens. Before any deadline was set on a Conn they also look from time
+// to time for one that was set before the connection was wrapped, which would hide a missing wake-up.
+func waitForEvents(t testing.TB, c net.Conn) {
+	t.Helper()
+	check(t, c.SetReadDeadline(never))
 }
 
 // describe tells all that a caller can tell of an error of c, except the addresses.
@@ -644,6 +653,7 @@ var readBehaviours = []struct {
 				time.Sleep(time.Millisecond)
 			}
 		})
+		check(t, s.c.SetReadDeadline(time.Now().Add(testTimeout)))
 		expect(t, s.c, content)
 		sending.Wait()
 		return nil
@@ -809,7 +819,7 @@ func putOff(t *testing.T, s scene, later time.Time) error {
 // stillReads shows that what a read came to did not break the connection.
 func stillReads(t *testing.T, s scene) {
 	t.Helper()
-	check(t, s.c.SetDeadline(never))
+	check(t, s.c.SetDeadline(time.Now().Add(testTimeout)))
 	send(t, s.peer, "still here")
 	expect(t, s.c, []byte("still here"))
 }
@@ -1027,7 +1037,7 @@ var writeBehaviours = []struct {
 		check(t, c.SetWriteDeadline(time.Now().Add(20*time.Millisecond)))
 		n, err := write(tooMuch())
 		wantError(t, c, err, os.ErrDeadlineExceeded)
-		check(t, c.SetWriteDeadline(never))
+		check(t, c.SetWriteDeadline(time.Now().Add(testTimeout)))
 		var reading sync.WaitGroup
 		reading.Go(func() {
 			if err := receive(peer, tooMuch()); err != nil {
@@ -1310,32 +1320,40 @@ var orderBlock = sync.OnceValue(func() []byte { return noise(orderLongest+orderW
 // testOrder has many goroutines write to c in every way there is, while as many wait for completions, and checks that
 // every message arrives in one piece and behind the one that its writer wrote before.
 func testOrder(t *testing.T, c *Conn, far net.Conn) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8)) // so that the system interrupts writers anywhere
 	var latest atomic.Pointer[Ticket]
 	stop := make(chan struct{})
 	var writing, flushing sync.WaitGroup
+	writeErrs := make([]error, orderWriters)
 	for id := range orderWriters {
-		writing.Go(func() { writeInOrder(t, c, id, &latest) })
+		writing.Go(func() { writeErrs[id] = writeInOrder(c, id, &latest) })
 	}
 	for range orderFlushers {
 		flushing.Go(func() { flushUntil(t, c, stop, &latest) })
 	}
 	received := make(chan error, 1)
-	go func() { received <- receiveInOrder(far) }()
+	go func() {
+		err := receiveInOrder(far)
+		received <- err
+		if err != nil {
+			far.Close() // nobody needs to write any more
+		}
+	}()
 	writing.Wait()
 	close(stop)
 	flushing.Wait()
-	check(t, c.Flush(testContext(t)))
-	check(t, c.CloseWrite())
+	sendErr := errors.Join(errors.Join(writeErrs...), c.Flush(testContext(t)), c.CloseWrite())
 	if err := <-received; err != nil {
-		t.Error(err)
+		t.Fatal(err) // what else went wrong came of it
 	}
+	check(t, sendErr)
 	if s := c.Stats(); s.Sends == 0 || s.CopiedBytes == 0 || s.BytesInFlight != 0 {
 		t.Errorf("want sends with and without copy, and none in flight: %+v", s)
 	}
 }
 
 // writeInOrder writes the messages of one writer, in one of four ways.
-func writeInOrder(t *testing.T, c *Conn, id int, latest *atomic.Pointer[Ticket]) {
+func writeInOrder(c *Conn, id int, latest *atomic.Pointer[Ticket]) error {
 	r := rand.New(rand.NewPCG(uint64(id), 0))
 	for seq := range orderMessages {
 		most := []int{100, 100, 100, page, 2 * page, 2 * page, 64 << 10, 64 << 10}[r.IntN(8)]
@@ -1360,11 +1378,11 @@ func writeInOrder(t *testing.T, c *Conn, id int, latest *atomic.Pointer[Ticket])
 			_, err = (&net.Buffers{header, content}).WriteTo(c)
 		}
 		if err != nil {
-			t.Errorf("writer %d, message %d: %v", id, seq, err)
-			return
+			return fmt.Errorf("writer %d, message %d: %w", id, seq, err)
 		}
 		latest.Store(&ticket)
 	}
+	return nil
 }
 
 // flushUntil flushes again and again, and checks that what was written before the call is done after it.

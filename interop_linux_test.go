@@ -29,10 +29,10 @@ import (
 
 // What completions do to those who read from the same socket: by themselves, and as net/http, crypto/tls and yamux do.
 //
-// The runtime's poller takes a completion that arrives while the socket is neither readable nor writable, a bare EPOLLERR, for
-// a broken descriptor, and refuses every read from then on (netpollcheckerr in runtime/netpoll.go). A socket is in that
-// state whenever its sender is faster than the receiver. So the receivers of these tests are slow, and the send
-// buffers small.
+// The runtime's poller takes a completion that arrives while the socket is neither readable nor writable, a bare
+// EPOLLERR, for a broken descriptor, and refuses every read from then on (netpollcheckerr in runtime/netpoll.go). A
+// socket is in that state whenever its sender is faster than the receiver. So the receivers of these tests are slow,
+// and the send buffers small.
 
 // onEachLink runs a test over loopback, where completions report a copy, and over the link on which what near sends is
 // not copied. The buffers of the connections are small, and so soon full.
@@ -69,28 +69,38 @@ func broaden(t testing.TB, near *net.TCPConn) {
 func TestNaiveReaderDies(t *testing.T) {
 	const tries = 20
 	onEachLink(t, func(t *testing.T, pair pairMaker) {
+		var err error
 		for range tries {
-			near, _ := pair(t)
-			read := begin(near)
-			var sending sync.WaitGroup
-			sending.Go(func() { sendNaively(t, near) })
-			select {
-			case <-read.done:
-			case <-time.After(time.Second):
-			}
-			err := read.err
-			_, again := near.Read(make([]byte, 1))
-			near.Close()
-			sending.Wait()
-			if err != nil && strings.Contains(err.Error(), "not pollable") {
-				if !refused(err) || !refused(again) {
-					t.Errorf("a blocked read: %v; the next read: %v; want both to be known as refused by the poller", err, again)
-				}
+			if err = readBesideNaiveSender(t, pair); err != nil && strings.Contains(err.Error(), "not pollable") {
 				return
 			}
 		}
-		t.Errorf("no read failed in %d tries: these tests do not meet what they are about", tries)
+		t.Errorf("in %d tries no read failed as it was expected to, the last with %v: these tests do not meet what they are about", tries, err)
 	})
+}
+
+// readBesideNaiveSender returns the error of a read, and fails the test if reads are refused from then on and Conn
+// would not know it.
+func readBesideNaiveSender(t *testing.T, pair pairMaker) error {
+	t.Helper()
+	near, _ := pair(t)
+	read := begin(near)
+	var sending sync.WaitGroup
+	sending.Go(func() { sendNaively(t, near) })
+	defer sending.Wait()
+	defer near.Close()
+	select {
+	case <-read.done:
+	case <-time.After(time.Second):
+		return errors.New("none, for a second")
+	}
+	check(t, near.SetReadDeadline(inAnHour())) // which is no cure
+	next := begin(near)
+	next.wait(t)
+	if !refused(read.err) || !refused(next.err) {
+		t.Errorf("a blocked read: %v; the next read: %v; want both to be known as refused by the poller", read.err, next.err)
+	}
+	return read.err
 }
 
 // sendNaively sends without copy until the connection is closed.
@@ -140,6 +150,7 @@ func stalled(t testing.TB, pair pairMaker) scene {
 	t.Helper()
 	near, far := pair(t)
 	c := wrap(t, near, insist)
+	waitForEvents(t, c)
 	raw, err := c.SyscallConn()
 	check(t, err)
 	stop := flood(t, c)
@@ -225,6 +236,12 @@ var readingStyles = []struct {
 		in, out := unixPair(t)
 		return relay(in, out, func() (int64, error) { return io.Copy(in, c) })
 	}},
+	{"io.Copy to a pipe", func(t *testing.T, c *Conn) reading {
+		out, in, err := os.Pipe()
+		check(t, err)
+		t.Cleanup(func() { out.Close(); in.Close() })
+		return relay(closingWriter{in}, out, func() (int64, error) { return io.Copy(in, c) })
+	}},
 	{"ReadFrom of TCP", func(t *testing.T, c *Conn) reading {
 		in, out := loopbackPair(t)
 		return relay(in, out, func() (int64, error) { return in.ReadFrom(c) })
@@ -282,6 +299,11 @@ func relay(in interface{ CloseWrite() error }, out io.Reader, run func() (int64,
 	}
 }
 
+// A closingWriter has no end of the stream but Close.
+type closingWriter struct{ io.Closer }
+
+func (w closingWriter) CloseWrite() error { return w.Close() }
+
 func unixPair(t *testing.T) (near, far *net.UnixConn) {
 	t.Helper()
 	l := listenUnix(t)
@@ -299,6 +321,7 @@ func TestEveryStyleOfReadingSurvivesBulkSending(t *testing.T) {
 			t.Run(style.name, func(t *testing.T) {
 				near, far := pair(t)
 				c := wrap(t, near, insist)
+				waitForEvents(t, c)
 				read := style.prepare(t, c)
 				sending := startBulk(t, c, far)
 				answer := noise(64<<10, 2)
@@ -415,23 +438,28 @@ func (c *countingRawConn) Control(f func(fd uintptr)) error {
 	return c.RawConn.Control(f)
 }
 
+// quiet waits until nobody reaches for the descriptor any more.
+func (c *countingRawConn) quiet(t *testing.T) {
+	t.Helper()
+	eventually(t, "nobody reaches for the descriptor while nothing happens", func() bool {
+		before := c.controls.Load()
+		time.Sleep(100 * time.Millisecond)
+		return c.controls.Load() == before
+	})
+}
+
 func TestBlockedReadDoesNotSpin(t *testing.T) {
 	onEachLink(t, func(t *testing.T, pair pairMaker) {
 		near, far := pair(t)
 		c := wrap(t, near, insist)
-		check(t, c.SetReadDeadline(never)) // or it would be looked for in the runtime
+		waitForEvents(t, c)
 		raw := &countingRawConn{RawConn: c.s.raw}
 		c.s.raw = raw
 		read := begin(c)
 		doze()
 		flood(t, c)
 		nudgeUntil(t, far, "the read is refused", func() bool { return read.ended() || c.Stats().SlowReads > 0 })
-
-		eventually(t, "nobody touches the descriptor while nothing happens", func() bool {
-			before := raw.controls.Load()
-			time.Sleep(100 * time.Millisecond)
-			return raw.controls.Load() == before
-		})
+		raw.quiet(t)
 
 		// Completions make it drained, and do nothing else.
 		before, controls := c.Stats(), raw.controls.Load()
@@ -446,6 +474,11 @@ func TestBlockedReadDoesNotSpin(t *testing.T) {
 		}
 		send(t, far, "hello")
 		read.wants(t, "hello")
+
+		// Once nobody reads any more, what comes wakes nobody.
+		send(t, far, "and more")
+		raw.quiet(t)
+		expect(t, c, []byte("and more"))
 	})
 }
 
@@ -693,7 +726,7 @@ func TestHTTP2OverConnThatSendsEverythingWithoutCopy(t *testing.T) {
 		}
 		ht.exchange(t, buffer) // the first opens the connection, the others share it
 		refused := refusedSoon(ht.accepted.Load())
-		for n := 0; n == 0 || !refused(); n++ {
+		for n := 0; n == 0 || !refused() && !t.Failed(); n++ {
 			var all sync.WaitGroup
 			for range 3 {
 				all.Go(func() { ht.exchange(t, buffer) })
@@ -961,6 +994,7 @@ func TestTimestampsTravelBesideCompletions(t *testing.T) {
 func exchangeWithTimestamps(t *testing.T, c *Conn, far net.Conn) (sent int) {
 	t.Helper()
 	requestTimestamps(t, c)
+	check(t, c.SetDeadline(time.Now().Add(testTimeout)))
 	content, answer := noise(100<<10, 1), noise(10<<10, 2)
 	const rounds = 20
 	errs := make(chan error, 2)
