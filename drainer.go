@@ -11,22 +11,20 @@ import (
 //
 // So the poller is told of a completion once, and then no more until its watch is set again. While somebody writes and
 // nobody waits, it leaves the completion: the writer, who is in the kernel anyway, reads the queue every drainEvery
-// calls, and the watch is set again by the first who waits for a ticket, or lingerUnread after the write, whichever
-// comes first.
+// calls. The watch is set again by the first who waits for a ticket or for memory, or by the poller, which looks every
+// lingerUnread whether the writer is still at work.
 
 const (
 	// drainEvery is how many flagged calls the writer makes before it reads what has come.
 	drainEvery = 32
-	// lingerUnread is how long a completion may stay unread after the write in which it came.
-	lingerUnread = time.Millisecond
+	// lingerUnread is about how long a completion may stay unread after the write in which it came if nobody waits.
+	lingerUnread = 10 * time.Millisecond
 )
 
 // drainer is the agreement between the writer, of which there is one at a time, the poller, and who waits.
 type drainer struct {
 	writing atomic.Bool // a write is making system calls
 	left    atomic.Bool // the poller has left a completion, and the watch unset
-	armed   atomic.Bool // the timer will see to it
-	timer   *time.Timer // made by the first write that needs it
 	calls   int         // flagged calls since the last read; the writer's
 }
 
@@ -42,39 +40,37 @@ func (d *drainer) due() bool {
 	return d.left.Load()
 }
 
-// end is called by a writer that returns or waits for buffer space. It reports whether something was left that the
-// timer must see to.
-func (d *drainer) end() bool {
-	d.writing.Store(false)
-	return d.left.Load() && !d.armed.Swap(true)
-}
+// end is called by a writer that returns or waits for buffer space.
+func (d *drainer) end() { d.writing.Store(false) }
 
-// leave is called by the poller when a completion has come. It reports whether somebody else will see to it: whoever
-// ends a write or begins to wait says so first and then looks at left, and here it is the other way round, so that
-// one of them sees the other.
-func (d *drainer) leave(waited *atomic.Int32) bool {
-	if !d.writing.Load() {
+// leave is called by the poller when a completion has come. It reports whether somebody else will see to it: the writer
+// at work, unless somebody waits, be it to read, in which case the watch must be set. Who begins to wait says so first and
+// then looks at what is left, and here it is the other way round, so that one of them sees the other.
+func (s *socket) leave() bool {
+	d := &s.drainer
+	if s.readers.waiting() || !d.writing.Load() {
 		return false
 	}
 	d.left.Store(true)
-	if d.writing.Load() && waited.Load() == 0 {
-		return true
-	}
-	return !d.left.Swap(false)
+	s.keepLeft()
+	return !s.awaited() || !d.left.Swap(false)
 }
 
-// readLater has the timer see to what was left.
-func (s *socket) readLater() {
-	if s.drainer.timer == nil {
-		s.drainer.timer = time.AfterFunc(lingerUnread, s.readOverdue)
-		return
-	}
-	s.drainer.timer.Reset(lingerUnread)
+// awaited reports whether somebody waits for a completion of s.
+func (s *socket) awaited() bool { return s.ledger.waited.Load() > 0 || memoryAwaited.Load() > 0 }
+
+// memoryAwaited counts those who wait for memory to come back from any connection.
+var memoryAwaited atomic.Int32
+
+// awaitMemory is called by those who begin to. They call the function that it returns when they have it.
+func awaitMemory() (done func()) {
+	memoryAwaited.Add(1)
+	readAllLeft()
+	return func() { memoryAwaited.Add(-1) }
 }
 
-// readOverdue is called by the timer. A writer at work will set it again.
-func (s *socket) readOverdue() {
-	s.drainer.armed.Store(false)
+// readIfEnded reads what is left if the writer has ended.
+func (s *socket) readIfEnded() {
 	if !s.drainer.writing.Load() {
 		s.readLeft()
 	}

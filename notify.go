@@ -395,7 +395,7 @@ func (l *ledger) flush() <-chan struct{} {
 	return f.done
 }
 
-// await is called, without a lock, by whoever is about to wait.
+// await is called, without a lock, by whoever is about to wait or wants to know.
 func (l *ledger) await() {
 	if l.reader != nil {
 		l.reader.readLeft()
@@ -418,7 +418,7 @@ func (l *ledger) unflush(done <-chan struct{}) {
 func (l *ledger) doneChan(t Ticket) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if t.Ready() {
+	if !t.pending() {
 		return closedChan
 	}
 	if t.c.done == nil {

@@ -1,10 +1,13 @@
 package zcnet
 
 import (
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,7 +23,8 @@ type poller struct {
 	mu      sync.Mutex
 	file    *os.File // the epoll descriptor; nil while nothing is watched
 	epfd    int
-	sockets map[int32]*socket // by descriptor
+	sockets map[int32]*socket    // by descriptor
+	left    map[*socket]struct{} // their completions are left to their writers
 }
 
 // watch has the poller report errors and hang-ups of fd to s, and if read is set also readability: once, and not again
@@ -95,34 +99,85 @@ func (p *poller) start() error {
 		file.Close()
 		return err
 	}
-	p.file, p.epfd, p.sockets = file, epfd, make(map[int32]*socket)
-	go p.serve(raw)
+	p.file, p.epfd = file, epfd
+	p.sockets, p.left = make(map[int32]*socket), make(map[*socket]struct{})
+	go p.serve(file, raw)
 	return nil
 }
 
-// stopIfUnused ends the goroutine by closing the descriptor it waits for. p.mu is held.
+// stopIfUnused tells the goroutine to end and to close its descriptor. p.mu is held.
 func (p *poller) stopIfUnused() {
 	if len(p.sockets) > 0 || p.file == nil {
 		return
 	}
-	p.file.Close()
-	p.file, p.sockets = nil, nil
+	_ = p.file.SetReadDeadline(time.Unix(1, 0)) // it is pollable, or it would not be here
+	p.file, p.sockets, p.left = nil, nil, nil
 }
 
-// serve reports events until the epoll descriptor is closed.
-func (p *poller) serve(raw syscall.RawConn) {
-	events := make([]unix.EpollEvent, 128)
-	n := 0
-	wait := func(epfd uintptr) bool {
-		var err error
-		n, err = unix.EpollWait(int(epfd), events, 0)
-		return err == unix.EINTR || n > 0
-	}
-	for raw.Read(wait) == nil {
-		for _, ev := range events[:max(n, 0)] {
+// serve reports events, and looks after what is left to writers, until it is told to end.
+func (p *poller) serve(file *os.File, raw syscall.RawConn) {
+	defer file.Close()
+	w := eventWaiter{raw: raw, events: make([]unix.EpollEvent, 128)}
+	for looked := time.Now(); w.wait(p.hasLeft(file)) == nil; {
+		for _, ev := range w.events[:w.n] {
 			p.report(ev)
 		}
+		if now := time.Now(); now.Sub(looked) >= lingerUnread {
+			looked = now
+			p.lookAfter((*socket).readIfEnded)
+		}
 	}
+}
+
+// hasLeft reports whether there is something to look after for the goroutine that serves file.
+func (p *poller) hasLeft(file *os.File) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.file == file && len(p.left) > 0
+}
+
+// lookAfter calls f with every socket of which completions are left, and forgets those of which they are not any more.
+func (p *poller) lookAfter(f func(*socket)) {
+	p.mu.Lock()
+	left := slices.Collect(maps.Keys(p.left))
+	p.mu.Unlock()
+	for _, s := range left {
+		f(s)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range left {
+		if !s.drainer.left.Load() {
+			delete(p.left, s)
+		}
+	}
+}
+
+// eventWaiter waits for events of an epoll descriptor.
+type eventWaiter struct {
+	raw    syscall.RawConn
+	events []unix.EpollEvent
+	n      int // how many of them have come
+}
+
+// wait returns when events have come, or after lingerUnread if there is something to look after. It fails when the
+// poller is told to end.
+//
+// While there is, which is while somebody sends in bulk, it blocks a thread and does not wait in the runtime's poller:
+// as long as a goroutine or a timer waits there, an idle thread of the runtime does, and each completion of each socket
+// wakes it in vain, for the runtime has every socket registered for good (netpollopen in runtime/netpoll_epoll.go).
+func (w *eventWaiter) wait(looking bool) error {
+	if looking {
+		return w.raw.Control(func(epfd uintptr) { w.take(epfd, lingerUnread) })
+	}
+	return w.raw.Read(func(epfd uintptr) bool { return w.take(epfd, 0) })
+}
+
+// take collects events, and reports whether it need not be called again.
+func (w *eventWaiter) take(epfd uintptr, patience time.Duration) bool {
+	n, err := unix.EpollWait(int(epfd), w.events, int(patience.Milliseconds()))
+	w.n = max(n, 0)
+	return n > 0 || err == unix.EINTR
 }
 
 // report hands one event to its socket. An event can outlive its registration, and then reach a newer connection
@@ -142,6 +197,21 @@ func (p *poller) report(ev unix.EpollEvent) {
 	}
 	s.drained()
 }
+
+// keepLeft has the poller look after s, whose completions have just been left.
+func (p *poller) keepLeft(s *socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left != nil {
+		p.left[s] = struct{}{}
+	}
+}
+
+// keepLeft is what the drainer needs of the poller, and so is readAllLeft.
+func (s *socket) keepLeft() { thePoller.keepLeft(s) }
+
+// readAllLeft reads what is left to writers, of all connections.
+func readAllLeft() { thePoller.lookAfter((*socket).readLeft) }
 
 // unwatch ends it for good: s is being closed, and whatever would watch again looks at that first.
 func (s *socket) unwatch(fd uintptr) {
@@ -181,15 +251,6 @@ func (s *socket) readable() {
 	if !r.wakeAll() {
 		r.armed = false
 	}
-}
-
-// leave reports whether somebody else will see to a completion that has come. The watch stays unset then, which a
-// reader who waits could not do without.
-func (s *socket) leave() bool {
-	s.readers.mu.Lock()
-	armed := s.readers.armed
-	s.readers.mu.Unlock()
-	return !armed && s.drainer.leave(&s.ledger.waited)
 }
 
 // rewatch sets the watch again, of whatever is waited for now.

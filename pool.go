@@ -54,6 +54,7 @@ func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 		return r.view(p.size), nil
 	default:
 	}
+	defer awaitMemory()()
 	select {
 	case <-p.closed:
 		return Pinned{}, errPoolClosed

@@ -110,6 +110,13 @@ func (r *readWaiters) wakeAll() bool {
 	return true
 }
 
+// waiting reports whether the poller looks for readability.
+func (r *readWaiters) waiting() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.armed
+}
+
 func (r *readWaiters) setDeadline(t time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

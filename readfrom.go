@@ -89,7 +89,7 @@ func (c *Conn) sendThrough(p Pinned, r io.Reader) (total int64, err error) {
 			return total + queuedOf(writeErr), writeErr
 		}
 		total += int64(n)
-		if !ticket.Ready() {
+		if ticket.pending() {
 			at += n
 		}
 	}

@@ -76,13 +76,19 @@ var closedChan = func() chan struct{} {
 
 // Ready reports whether the ticket is done, without blocking.
 func (t Ticket) Ready() bool {
-	return t.c == nil || t.Outcome() != OutcomePending
+	if t.pending() {
+		t.c.l.await()
+	}
+	return !t.pending()
 }
+
+// pending reports whether the ticket is not done as far as is known.
+func (t Ticket) pending() bool { return t.c != nil && t.Outcome() == OutcomePending }
 
 // Done returns a channel that is closed when the ticket is done. What it then came to is told by Wait, which
 // returns at once.
 func (t Ticket) Done() <-chan struct{} {
-	if t.Ready() {
+	if !t.pending() {
 		return closedChan
 	}
 	done := t.c.l.doneChan(t)
@@ -101,11 +107,11 @@ func (t Ticket) Done() <-chan struct{} {
 // A ticket that is done returns its own result even if ctx has ended. Wait does not look at the connection's
 // deadlines.
 func (t Ticket) Wait(ctx context.Context) error {
-	if !t.Ready() {
+	if t.pending() {
 		select {
 		case <-t.Done():
 		case <-ctx.Done():
-			if !t.Ready() {
+			if t.pending() {
 				return ctx.Err()
 			}
 		}
