@@ -178,6 +178,7 @@ type socket struct {
 	watched atomic.Bool // the poller hears completions
 	readers readWaiters
 	drainer drainer // who reads completions: the writer or the poller
+	pause   pause   // of the writer
 
 	drainMu sync.Mutex              // one goroutine reads the error queue at a time
 	closeMu sync.Mutex              // one Close at a time

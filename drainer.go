@@ -18,7 +18,7 @@ const (
 	// drainEvery is how many flagged calls the writer makes before it reads what has come.
 	drainEvery = 32
 	// lingerUnread is about how long a completion may stay unread after the write in which it came if nobody waits.
-	lingerUnread = 10 * time.Millisecond
+	lingerUnread = 100 * time.Millisecond
 )
 
 // drainer is the agreement between the writer, of which there is one at a time, the poller, and who waits.

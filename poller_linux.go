@@ -117,7 +117,7 @@ func (p *poller) stopIfUnused() {
 // serve reports events, and looks after what is left to writers, until it is told to end.
 func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 	defer file.Close()
-	w := eventWaiter{raw: raw, events: make([]unix.EpollEvent, 128)}
+	w := newEventWaiter(raw)
 	for looked := time.Now(); w.wait(p.hasLeft(file)) == nil; {
 		for _, ev := range w.events[:w.n] {
 			p.report(ev)
@@ -158,6 +158,8 @@ type eventWaiter struct {
 	raw    syscall.RawConn
 	events []unix.EpollEvent
 	n      int // how many of them have come
+	block  func(epfd uintptr)
+	take   func(epfd uintptr) (done bool)
 }
 
 // wait returns when events have come, or after lingerUnread if there is something to look after. It fails when the
@@ -166,15 +168,24 @@ type eventWaiter struct {
 // While there is, which is while somebody sends in bulk, it blocks a thread and does not wait in the runtime's poller:
 // as long as a goroutine or a timer waits there, an idle thread of the runtime does, and each completion of each socket
 // wakes it in vain, for the runtime has every socket registered for good (netpollopen in runtime/netpoll_epoll.go).
+// It does so rarely: a thread that blocks holds its processor until the runtime takes it away.
 func (w *eventWaiter) wait(looking bool) error {
 	if looking {
-		return w.raw.Control(func(epfd uintptr) { w.take(epfd, lingerUnread) })
+		return w.raw.Control(w.block)
 	}
-	return w.raw.Read(func(epfd uintptr) bool { return w.take(epfd, 0) })
+	return w.raw.Read(w.take)
 }
 
-// take collects events, and reports whether it need not be called again.
-func (w *eventWaiter) take(epfd uintptr, patience time.Duration) bool {
+// newEventWaiter binds its methods once, so that waiting does not allocate.
+func newEventWaiter(raw syscall.RawConn) *eventWaiter {
+	w := &eventWaiter{raw: raw, events: make([]unix.EpollEvent, 128)}
+	w.block = func(epfd uintptr) { w.collect(epfd, lingerUnread) }
+	w.take = func(epfd uintptr) bool { return w.collect(epfd, 0) }
+	return w
+}
+
+// collect waits for events, and reports whether it need not be called again.
+func (w *eventWaiter) collect(epfd uintptr, patience time.Duration) bool {
 	n, err := unix.EpollWait(int(epfd), w.events, int(patience.Milliseconds()))
 	w.n = max(n, 0)
 	return n > 0 || err == unix.EINTR
