@@ -9,30 +9,33 @@ import (
 // can, but reports an error on the socket, and so wakes every epoll that watches it, for each
 // (__msg_zerocopy_callback in net/core/skbuff.c). Under bulk sending that would be thousands of wake-ups per gigabyte.
 //
-// So the poller is told of a completion once, and then no more until its watch is set again. While somebody writes and
+// So the poller is told of a completion once, and then no more until its watch is set again. While somebody sends and
 // nobody waits, it leaves the completion: the writer, who is in the kernel anyway, reads the queue every drainEvery
-// calls. The watch is set again by the first who waits for a ticket or for memory, or by the poller, which looks every
-// lingerUnread whether the writer is still at work.
+// calls. The watch is set again by the first who waits for a ticket or for memory, or by the poller, which looks from
+// time to time whether the connection still sends.
 
 const (
 	// drainEvery is how many flagged calls the writer makes before it reads what has come.
 	drainEvery = 32
-	// lingerUnread is about how long a completion may stay unread after the write in which it came if nobody waits.
-	lingerUnread = 100 * time.Millisecond
+	// firstLook and lastLook bound the times between two looks of the poller, which double while connections go on
+	// sending: a completion that nobody waits for is read about firstLook after a short burst, and at the latest twice
+	// lastLook after a long one.
+	firstLook = time.Millisecond
+	lastLook  = 100 * time.Millisecond
 )
 
 // drainer is the agreement between the writer, of which there is one at a time, the poller, and who waits.
 type drainer struct {
-	writing atomic.Bool // a write is making system calls
+	sending atomic.Bool // a flagged call was made since the poller looked
 	left    atomic.Bool // the poller has left a completion, and the watch unset
 	calls   int         // flagged calls since the last read; the writer's
 }
 
-// begin is called by a writer that begins to make calls.
-func (d *drainer) begin() { d.writing.Store(true) }
-
-// due reports, after a flagged call, whether the writer is to read the error queue now.
-func (d *drainer) due() bool {
+// called is called by the writer after each flagged call. It reports whether to read the error queue now.
+func (d *drainer) called() (due bool) {
+	if !d.sending.Load() {
+		d.sending.Store(true)
+	}
 	if d.calls++; d.calls < drainEvery {
 		return false
 	}
@@ -40,15 +43,12 @@ func (d *drainer) due() bool {
 	return d.left.Load()
 }
 
-// end is called by a writer that returns or waits for buffer space.
-func (d *drainer) end() { d.writing.Store(false) }
-
 // leave is called by the poller when a completion has come. It reports whether somebody else will see to it: the writer
 // at work, unless somebody waits, be it to read, in which case the watch must be set. Who begins to wait says so first and
 // then looks at what is left, and here it is the other way round, so that one of them sees the other.
 func (s *socket) leave() bool {
 	d := &s.drainer
-	if s.readers.waiting() || !d.writing.Load() {
+	if s.readers.waiting() || !d.sending.Swap(false) {
 		return false
 	}
 	d.left.Store(true)
@@ -69,9 +69,9 @@ func awaitMemory() (done func()) {
 	return func() { memoryAwaited.Add(-1) }
 }
 
-// readIfEnded reads what is left if the writer has ended.
-func (s *socket) readIfEnded() {
-	if !s.drainer.writing.Load() {
+// look is called by the poller from time to time for what it has left. It reads it if no call was made since.
+func (s *socket) look() {
+	if !s.drainer.sending.Swap(false) {
 		s.readLeft()
 	}
 }

@@ -4,41 +4,67 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
 )
 
-// leftCompletion returns a connection with a completion of a write of p that the poller has left to a writer who is
-// still at work, and the ticket.
-func leftCompletion(t *testing.T, p Pinned) (c *Conn, ticket Ticket) {
+// leftCompletion returns a connection with a completion of a write of p that the poller has left, and the ticket. Until
+// stop or the end of the test the poller finds that the connection still sends.
+func leftCompletion(t *testing.T, p Pinned) (c *Conn, ticket Ticket, stop func()) {
 	t.Helper()
-	near, _ := loopbackPair(t)
-	c = wrap(t, near, insist)
-	check(t, c.s.raw.Control(func(fd uintptr) { check(t, c.s.watch(fd)) }))
-	thePoller.mu.Lock() // it has not heard of the completion before somebody writes again
-	ticket, err := c.WritePinned(p)
-	c.s.drainer.begin()
-	thePoller.mu.Unlock()
-	check(t, err)
-	p.Release()
-	eventually(t, "the poller leaves the completion to the writer", func() bool {
-		thePoller.mu.Lock()
-		defer thePoller.mu.Unlock()
-		_, left := thePoller.left[c.s]
-		return left && c.s.drainer.left.Load()
-	})
-	if ticket.pending() {
-		return c, ticket
+	defer p.Release()
+	for range 100 {
+		near, _ := loopbackPair(t)
+		c = wrap(t, near, insist)
+		check(t, c.s.raw.Control(func(fd uintptr) { check(t, c.s.watch(fd)) }))
+		stop = keepSending(t, c)
+		ticket, err := c.WritePinned(p)
+		check(t, err)
+		for ticket.pending() && !isLeft(c) {
+			time.Sleep(100 * time.Microsecond)
+		}
+		if ticket.pending() {
+			return c, ticket, stop
+		}
+		stop() // it was read before it could be left, or by a poller that had to wait for its turn
+		check(t, c.Close())
 	}
-	t.Fatal("somebody has read the completion")
-	return nil, Ticket{}
+	t.Fatal("the poller never leaves a completion")
+	return nil, Ticket{}, nil
+}
+
+// keepSending has the poller find that c goes on sending.
+func keepSending(t *testing.T, c *Conn) (stop func()) {
+	var sending sync.WaitGroup
+	quit := make(chan struct{})
+	sending.Go(func() {
+		for {
+			select {
+			case <-quit:
+				return
+			default:
+				c.s.drainer.sending.Store(true)
+				time.Sleep(50 * time.Microsecond)
+			}
+		}
+	})
+	stop = sync.OnceFunc(func() { close(quit); sending.Wait() })
+	t.Cleanup(stop)
+	return stop
+}
+
+// isLeft reports whether a completion of c is left, and the poller looks after it.
+func isLeft(c *Conn) bool {
+	thePoller.mu.Lock()
+	defer thePoller.mu.Unlock()
+	_, kept := thePoller.left[c.s]
+	return kept && c.s.drainer.left.Load()
 }
 
 func TestLeftCompletionIsReadSoonAfterTheWrite(t *testing.T) {
 	p, err := Alloc(page)
 	check(t, err)
-	c, ticket := leftCompletion(t, p)
-	if _, err := c.WritePinned(Pin([]byte("short, and so copied"))); err != nil {
-		t.Fatal(err)
-	}
+	_, ticket, stop := leftCompletion(t, p)
+	stop()
 	eventually(t, "the memory is released", func() bool { return p.r.state.Load()&regionUse == regionReleased })
 	if ticket.pending() {
 		t.Error("the memory is released and the ticket is not done")
@@ -74,8 +100,8 @@ func TestLeftCompletionIsReadByWhoeverWaits(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p, err := pool.Get(testContext(t))
 			check(t, err)
-			c, ticket := leftCompletion(t, p)
-			check(t, wait(c, ticket)) // the writer is still at work, and will not read for long
+			c, ticket, _ := leftCompletion(t, p)
+			check(t, wait(c, ticket))
 		})
 	}
 }
@@ -88,28 +114,31 @@ func TestPollerLeavesNothingWhileSomebodyWaits(t *testing.T) {
 			t.Errorf("%s: want the poller to leave a completion: %v", when, want)
 		}
 	}
-	leaves("with no writer", false)
-	s.drainer.begin()
-	leaves("with a writer and nobody who waits", true)
+	leaves("with nothing sent since the last", false)
+	s.drainer.called()
+	leaves("while the connection sends and nobody waits", true)
+	leaves("with nothing sent since", false)
+	s.drainer.called()
 	s.ledger.waited.Add(1)
 	leaves("while somebody waits for a ticket", false)
 	s.ledger.waited.Add(-1)
+	s.drainer.called()
 	memoryAwaited.Add(1)
 	leaves("while somebody waits for memory", false)
 	memoryAwaited.Add(-1)
+	s.drainer.called()
 	s.readers.armed = true
 	leaves("while somebody waits to read", false)
 	s.readers.armed = false
-	s.drainer.end()
-	leaves("after the write", false)
+	leaves("afterwards", true)
 }
 
 // TestNoCompletionIsLeftWhileSomebodyWaits lets the beginning of a wait meet the poller in every way that 200,000 tries
 // bring about.
 func TestNoCompletionIsLeftWhileSomebodyWaits(t *testing.T) {
 	var s socket
-	s.drainer.begin()
 	for range 200_000 {
+		s.drainer.called()
 		var meeting sync.WaitGroup
 		var seen bool
 		meeting.Go(func() {
@@ -131,14 +160,14 @@ func TestWriterReadsWhatWasLeftEverySoManyCalls(t *testing.T) {
 	d.left.Store(true)
 	for range 3 {
 		for i := 1; i <= drainEvery; i++ {
-			if due := d.due(); due != (i == drainEvery) {
+			if due := d.called(); due != (i == drainEvery) {
 				t.Fatalf("call %d of %d: due is %v", i, drainEvery, due)
 			}
 		}
 	}
 	d.left.Store(false)
 	for range drainEvery {
-		if d.due() {
+		if d.called() {
 			t.Fatal("due though nothing was left")
 		}
 	}

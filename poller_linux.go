@@ -118,13 +118,17 @@ func (p *poller) stopIfUnused() {
 func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 	defer file.Close()
 	w := newEventWaiter(raw)
-	for looked := time.Now(); w.wait(p.hasLeft(file)) == nil; {
+	patience, looked := firstLook, time.Now()
+	for looking := false; w.wait(looking, patience) == nil; looking = p.hasLeft(file) {
 		for _, ev := range w.events[:w.n] {
 			p.report(ev)
 		}
-		if now := time.Now(); now.Sub(looked) >= lingerUnread {
-			looked = now
-			p.lookAfter((*socket).readIfEnded)
+		switch now := time.Now(); {
+		case !looking:
+			patience, looked = firstLook, now
+		case now.Sub(looked) >= patience:
+			p.lookAfter((*socket).look)
+			patience, looked = min(2*patience, lastLook), now
 		}
 	}
 }
@@ -158,19 +162,22 @@ type eventWaiter struct {
 	raw    syscall.RawConn
 	events []unix.EpollEvent
 	n      int // how many of them have come
-	block  func(epfd uintptr)
-	take   func(epfd uintptr) (done bool)
+
+	patience time.Duration
+	block    func(epfd uintptr)
+	take     func(epfd uintptr) (done bool)
 }
 
-// wait returns when events have come, or after lingerUnread if there is something to look after. It fails when the
-// poller is told to end.
+// wait returns when events have come, or after patience if there is something to look after. It fails when the poller is
+// told to end.
 //
 // While there is, which is while somebody sends in bulk, it blocks a thread and does not wait in the runtime's poller:
 // as long as a goroutine or a timer waits there, an idle thread of the runtime does, and each completion of each socket
 // wakes it in vain, for the runtime has every socket registered for good (netpollopen in runtime/netpoll_epoll.go).
 // It does so rarely: a thread that blocks holds its processor until the runtime takes it away.
-func (w *eventWaiter) wait(looking bool) error {
+func (w *eventWaiter) wait(looking bool, patience time.Duration) error {
 	if looking {
+		w.patience = patience
 		return w.raw.Control(w.block)
 	}
 	return w.raw.Read(w.take)
@@ -179,7 +186,7 @@ func (w *eventWaiter) wait(looking bool) error {
 // newEventWaiter binds its methods once, so that waiting does not allocate.
 func newEventWaiter(raw syscall.RawConn) *eventWaiter {
 	w := &eventWaiter{raw: raw, events: make([]unix.EpollEvent, 128)}
-	w.block = func(epfd uintptr) { w.collect(epfd, lingerUnread) }
+	w.block = func(epfd uintptr) { w.collect(epfd, w.patience) }
 	w.take = func(epfd uintptr) bool { return w.collect(epfd, 0) }
 	return w
 }

@@ -266,15 +266,9 @@ func (w *write) plan() {
 	}
 }
 
-// sendAll is called by RawConn.Write with the write lock held, again each time the socket has become writable.
+// sendAll makes calls until the write is done or the send buffer is full. It is called by RawConn.Write with the write
+// lock held, again each time the socket has become writable.
 func (w *write) sendAll(fd uintptr) (done bool) {
-	w.s.drainer.begin()
-	defer w.s.drainer.end()
-	return w.sendUntilFull(fd)
-}
-
-// sendUntilFull makes calls until the write is done or the send buffer is full.
-func (w *write) sendUntilFull(fd uintptr) (done bool) {
 	for w.queued < w.total && w.err == nil {
 		switch err := w.sendNext(fd); err {
 		case nil, syscall.EINTR:
@@ -353,7 +347,7 @@ func (w *write) sendFlagged(fd uintptr) error {
 		return err
 	}
 	w.s.ledger.commit(w.claim, n)
-	if w.s.drainer.due() {
+	if w.s.drainer.called() {
 		w.s.drain(fd)
 	}
 	w.tries--
