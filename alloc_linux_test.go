@@ -24,7 +24,7 @@ func TestSteadyPathsDoNotAllocate(t *testing.T) {
 		done, err := c.WritePinned(p)
 		check(t, err)
 		check(t, done.Wait(testContext(t)))
-		idle := func() { eventually(t, "nothing is in flight", c.s.ledger.idle) }
+		idle := func() { eventually(t, "nothing is in flight", c.s.ledger().idle) }
 
 		for _, tt := range []struct {
 			name string

@@ -50,7 +50,7 @@ func (s *socket) close() error {
 func (s *socket) closeOnce() (h *holding, linger unix.Linger, err error) {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
-	busy := s.ledger.close() // first of all: a flagged call is in flight by now, or will not be made
+	busy := s.ledger().close() // first of all: a flagged call is in flight by now, or will not be made
 	if s.startClosing() {
 		return nil, linger, s.tc.Close()
 	}
@@ -147,7 +147,7 @@ func (h *holding) after(d time.Duration, f func()) {
 // abort resets the connection, which purges the queues of the socket and so frees all memory but what a device
 // holds. It gives that as long again.
 func (s *socket) abort(why string) {
-	s.ledger.fail(fmt.Errorf("%w: %s", ErrConnFailed, why))
+	s.ledger().fail(fmt.Errorf("%w: %s", ErrConnFailed, why))
 	_ = s.control(func(fd uintptr) {
 		if err := disconnect(fd); err != nil {
 			s.log(slog.LevelWarn, "could not reset a closed connection", "error", err)
@@ -166,14 +166,14 @@ func (s *socket) giveUp() {
 
 // abandon resolves what is in flight as unproven, and says so.
 func (s *socket) abandon() {
-	if n := s.ledger.abandon(); n > 0 {
+	if n := s.ledger().abandon(); n > 0 {
 		s.log(slog.LevelWarn, "memory in flight was never released and will not be used again", "bytes", n)
 	}
 }
 
 // finishClose ends the wait if nothing is in flight any more.
 func (s *socket) finishClose() {
-	if h := s.held.Load(); h != nil && h.begun.Load() && s.ledger.idle() {
+	if h := s.held.Load(); h != nil && h.begun.Load() && s.ledger().idle() {
 		s.finish(h)
 	}
 }
@@ -197,7 +197,7 @@ func (s *socket) finish(h *holding) {
 // a device holds, but nobody will hear of it.
 func (s *socket) closeUnheld(why error) error {
 	s.log(slog.LevelWarn, "closing with memory in flight", "error", why)
-	s.ledger.fail(fmt.Errorf("%w: reset by Close: %v", ErrConnFailed, why))
+	s.ledger().fail(fmt.Errorf("%w: reset by Close: %v", ErrConnFailed, why))
 	_ = s.raw.Control(func(fd uintptr) {
 		_ = disconnect(fd)
 		s.drain(fd)

@@ -104,9 +104,7 @@ func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if err := enableZeroCopy(raw); err != nil {
 		return nil, err
 	}
-	s := &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}
-	s.ledger.reader = s
-	return &Conn{TCPConn: c, s: s}, nil
+	return &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}}, nil
 }
 
 const disableEnv = "ZCNET_DISABLE"
@@ -170,7 +168,7 @@ type socket struct {
 	raw syscall.RawConn
 	cfg *Config
 
-	ledger  ledger
+	books   atomic.Pointer[ledger] // see ledger
 	path    pathState
 	stats   counters
 	foreign foreignQueue
@@ -184,6 +182,16 @@ type socket struct {
 	closeMu sync.Mutex              // one Close at a time
 	closing atomic.Bool             // Close was called
 	held    atomic.Pointer[holding] // the descriptor that outlives Close while memory is in flight
+}
+
+// ledger returns the connection's accounts, which are made when they are first needed: of many connections most are
+// idle.
+func (s *socket) ledger() *ledger {
+	if l := s.books.Load(); l != nil {
+		return l
+	}
+	s.books.CompareAndSwap(nil, &ledger{reader: s, total: &inProcess})
+	return s.books.Load()
 }
 
 // opError makes the error that a *net.TCPConn would return.

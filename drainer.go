@@ -18,8 +18,8 @@ const (
 	// drainEvery is how many flagged calls the writer makes before it reads what has come.
 	drainEvery = 32
 	// firstLook and lastLook bound the times between two looks of the poller, which double while connections go on
-	// sending: a completion that nobody waits for is read about firstLook after a short burst, and at the latest twice
-	// lastLook after a long one.
+	// sending: a completion that nobody waits for is read some milliseconds after a short burst, and at the latest
+	// twice lastLook after a long one.
 	firstLook = time.Millisecond
 	lastLook  = 100 * time.Millisecond
 )
@@ -48,7 +48,7 @@ func (d *drainer) called() (due bool) {
 // then looks at what is left, and here it is the other way round, so that one of them sees the other.
 func (s *socket) leave() bool {
 	d := &s.drainer
-	if s.readers.waiting() || !d.sending.Swap(false) {
+	if s.readers.waiting() || !d.sending.Load() {
 		return false
 	}
 	d.left.Store(true)
@@ -57,7 +57,7 @@ func (s *socket) leave() bool {
 }
 
 // awaited reports whether somebody waits for a completion of s.
-func (s *socket) awaited() bool { return s.ledger.waited.Load() > 0 || memoryAwaited.Load() > 0 }
+func (s *socket) awaited() bool { return s.ledger().waited.Load() > 0 || memoryAwaited.Load() > 0 }
 
 // memoryAwaited counts those who wait for memory to come back from any connection.
 var memoryAwaited atomic.Int32

@@ -67,6 +67,7 @@ type errorQueue struct {
 	news    []completion
 	control [2048]byte
 	data    [4096]byte
+	calls   uint64 // system calls
 
 	s     *socket
 	drain func(fd uintptr) // e.drainSocket, bound once
@@ -106,6 +107,8 @@ func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
 	s.drainMu.Lock()
 	defer s.drainMu.Unlock()
 	s.stats.drains.Add(1)
+	e.calls = 0
+	defer func() { s.stats.syscalls.Add(e.calls) }()
 	for more := true; more; {
 		var suspect bool
 		more, suspect = e.fill(s, fd)
@@ -122,7 +125,7 @@ func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
 // suspect looks at a socket that shows signs of being dead.
 func (s *socket) suspect(fd uintptr) {
 	if lostUnacknowledged(fd) {
-		s.ledger.fail(ErrConnFailed)
+		s.ledger().fail(ErrConnFailed)
 	}
 	s.readers.wake() // the error, if it is one, is for them
 }
@@ -150,6 +153,7 @@ func (e *errorQueue) fill(s *socket, fd uintptr) (more, suspect bool) {
 func (e *errorQueue) pollNow(fd uintptr) int16 {
 	e.poll[0] = unix.PollFd{Fd: int32(fd)}
 	for {
+		e.calls++
 		if _, err := unix.Poll(e.poll[:], 0); err != unix.EINTR {
 			return e.poll[0].Revents
 		}
@@ -163,6 +167,7 @@ func (e *errorQueue) receive(s *socket, fd uintptr) error {
 	e.hdr = unix.Msghdr{Iov: &e.iov, Control: &e.control[0]}
 	e.hdr.SetIovlen(1)
 	e.hdr.SetControllen(len(e.control))
+	e.calls++
 	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&e.hdr)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
 	if errno != 0 {
 		return errno
@@ -192,7 +197,7 @@ func (s *socket) foreignMessage(control, data []byte, flags int) {
 // book passes completions on to the ledger, and to what the connection learns of its path.
 func (s *socket) book(news []completion) (ids uint64) {
 	for _, c := range news {
-		n := s.ledger.completed(c.lo, c.hi, c.copied)
+		n := s.ledger().completed(c.lo, c.hi, c.copied)
 		ids += n
 		if n > 0 && s.path.learn(n, c.copied, time.Now()) {
 			s.log(slog.LevelDebug, "the kernel's copying on this path has changed", "copies", c.copied)

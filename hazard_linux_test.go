@@ -488,6 +488,36 @@ func TestSmallOptmemNeverBlocks(t *testing.T) {
 	}
 }
 
+// TestOptmemBoundsWhatIsInFlight sends more calls than the kernel allows to be in flight. The library knows, and the kernel
+// need not refuse any.
+func TestOptmemBoundsWhatIsInFlight(t *testing.T) {
+	link := lab.ForTest(t)
+	check(t, link.Sender.SetSysctl("net.core.optmem_max", "20000"))
+	near, far := labPair(t, link)
+	t.Cleanup(func() { knownLimits.Store(nil) })
+	check(t, link.Sender.Do(func() error {
+		l := readLimits() // of the sender's namespace
+		l.read = time.Now().Add(time.Hour)
+		knownLimits.Store(l)
+		return nil
+	}))
+	c := wrap(t, near, &Config{Threshold: 1})
+	p, want := allocNoise(t, 1<<20, 1)
+	defer p.Release()
+	for off := 0; off < p.Len(); off += smallestCall {
+		_, err := c.WritePinned(p.Slice(off, off+smallestCall)) // it fits in the buffers, and nothing is read yet
+		check(t, err)
+		if s := c.Stats(); s.IDsInFlight > 20000/notificationCharge {
+			t.Fatalf("%d IDs are in flight", s.IDsInFlight)
+		}
+	}
+	expect(t, far, want)
+	check(t, c.Flush(testContext(t)))
+	if s := c.Stats(); s.EnobufsOptmem > 0 || s.Sends == 0 {
+		t.Errorf("the kernel had to refuse, or nothing was sent without copy: %+v", s)
+	}
+}
+
 func TestPacketSocketTurnsZeroCopyOffAndItComesBack(t *testing.T) {
 	link := lab.ForTest(t)
 	near, far := labPair(t, link)
@@ -552,9 +582,9 @@ func TestCloseForbidsFlaggedCallsBeforeItForbidsWatching(t *testing.T) {
 	var closing sync.WaitGroup
 	closing.Go(func() { c.Close() })
 	eventually(t, "flagged calls are forbidden", func() bool {
-		c.s.ledger.mu.Lock()
-		defer c.s.ledger.mu.Unlock()
-		return c.s.ledger.closed
+		c.s.ledger().mu.Lock()
+		defer c.s.ledger().mu.Unlock()
+		return c.s.ledger().closed
 	})
 	if c.s.closing.Load() {
 		t.Error("a first flagged call in between would be made, and its completion not be heard")
@@ -574,7 +604,7 @@ func TestLastCompletionMayComeBeforeCloseHasBegunToWait(t *testing.T) {
 	eventually(t, "every completion has come", func() bool {
 		check(t, s.control(func(fd uintptr) { s.drain(fd) }))
 		s.finishClose() // as a writer that was evicted does
-		return s.ledger.idle()
+		return s.ledger().idle()
 	})
 	if h.ended {
 		t.Error("the descriptor was closed under the hands of Close")
@@ -780,8 +810,8 @@ func TestMemlockLimitOfAnUnprivilegedProcess(t *testing.T) {
 	runChild(t, "memlock")
 }
 
-// memlockChild sends with less and less RLIMIT_MEMLOCK. The kernel must refuse calls, every byte must arrive, and
-// nothing may wait for a completion that will never come.
+// memlockChild sends with less and less RLIMIT_MEMLOCK, which the library learns by being refused or knows. Every byte
+// must arrive, and nothing may wait for a completion that will never come.
 func memlockChild() error {
 	if err := syscall.Setuid(65534); err != nil {
 		return err
@@ -792,14 +822,26 @@ func memlockChild() error {
 		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
 			return err
 		}
-		if err := sendUnderMemlock(ctx, limit); err != nil {
-			return fmt.Errorf("limit %d: %w", limit, err)
+		for _, known := range []bool{false, true} {
+			if knownLimits.Store(nil); !known {
+				knownLimits.Store(unlimitedFor(time.Hour))
+			}
+			if err := sendUnderMemlock(ctx, limit, known); err != nil {
+				return fmt.Errorf("limit %d, known before: %v: %w", limit, known, err)
+			}
 		}
 	}
 	return nil
 }
 
-func sendUnderMemlock(ctx context.Context, limit uint64) error {
+// unlimitedFor returns limits that are believed for so long.
+func unlimitedFor(d time.Duration) *limits {
+	l := noLimits
+	l.read = time.Now().Add(d)
+	return &l
+}
+
+func sendUnderMemlock(ctx context.Context, limit uint64, known bool) error {
 	near, far, err := childPair(insist)
 	if err != nil {
 		return err
@@ -827,7 +869,9 @@ func sendUnderMemlock(ctx context.Context, limit uint64) error {
 	}
 	s := near.Stats()
 	switch {
-	case s.EnobufsMemlock == 0:
+	case known && s.EnobufsMemlock+s.EnobufsOptmem > 0:
+		return fmt.Errorf("the kernel had to refuse: %+v", s)
+	case !known && s.EnobufsMemlock == 0:
 		return fmt.Errorf("no ENOBUFS was counted as memlock's: %+v", s)
 	case limit < smallestCall && s.Fallbacks.Memlock == 0:
 		return fmt.Errorf("the copying was not counted: %+v", s)
@@ -949,7 +993,7 @@ func unacknowledged(t *testing.T, c *Conn) (n int) {
 func TestWriteThatMeetsCloseSendsNothingFlagged(t *testing.T) {
 	c, _ := loopbackPair(t)
 	zc := wrap(t, c, insist)
-	zc.s.ledger.close() // where Close is between deciding that nothing is in flight and closing the descriptor
+	zc.s.ledger().close() // where Close is between deciding that nothing is in flight and closing the descriptor
 	ticket, err := zc.WritePinned(Pin(noise(100000, 1)))
 	if !errors.Is(err, net.ErrClosed) || !ticket.Ready() {
 		t.Errorf("error %v, ready %v; want net.ErrClosed and a done ticket", err, ticket.Ready())

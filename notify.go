@@ -103,6 +103,7 @@ type ledger struct {
 
 	bytesInFlight atomic.Int64 // bytes not complete, to within the rounding of claims that are partly so
 	waited        atomic.Int32 // pending tickets and flushes that somebody may be waiting for
+	total         *tally       // of all ledgers of the process; nil if this is none of them
 	reader        leftReader   // reads completions that were left unread; nil if none ever are
 }
 
@@ -157,7 +158,7 @@ func (l *ledger) commit(c *claim, n int) {
 	c.pending++
 	c.bytes += int64(n)
 	l.moveOut(c, int64(n))
-	l.counts.idsInFlight++
+	l.moveIDs(1)
 	l.counts.sends++
 	var finished *claim
 	if r.early {
@@ -259,7 +260,7 @@ func (l *ledger) credit(s span, copied bool) (fresh uint64, finished *claim) {
 	} else {
 		l.complete = slices.Replace(l.complete, first, last, merged)
 	}
-	l.counts.idsInFlight -= fresh
+	l.moveIDs(-int64(fresh))
 	return fresh, finished
 }
 
@@ -285,6 +286,17 @@ func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
 func (l *ledger) moveOut(c *claim, bytes int64) {
 	c.out += bytes
 	l.bytesInFlight.Add(bytes)
+	if l.total != nil {
+		l.total.bytes.Add(bytes)
+	}
+}
+
+// moveIDs changes how many IDs are in flight. l.mu is held.
+func (l *ledger) moveIDs(n int64) {
+	l.counts.idsInFlight += uint64(n)
+	if l.total != nil {
+		l.total.ids.Add(n)
+	}
 }
 
 // finish puts c on the list of claims to settle if its last ID is complete and its write has returned.

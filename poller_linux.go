@@ -275,6 +275,7 @@ func (s *socket) readable() {
 func (s *socket) rewatch(fd uintptr) {
 	s.readers.mu.Lock()
 	defer s.readers.mu.Unlock()
+	s.stats.syscalls.Add(1)
 	thePoller.rewatch(int(fd), s, s.readers.armed)
 }
 

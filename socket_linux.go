@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -152,16 +153,16 @@ func disconnect(fd uintptr) error {
 	return nil
 }
 
-// memlockShort reports whether RLIMIT_MEMLOCK can be why a flagged call of size bytes failed while so much was in
-// flight. The kernel charges every call for its pages and two more (mm_account_pinned_pages in net/core/skbuff.c),
-// together with those of all processes of the user.
-func memlockShort(bytes int64, ids uint64, size int) bool {
-	limit, limited := memlockLimit()
-	if !limited {
-		return false
+// readLimits asks for the limits.
+func readLimits() *limits {
+	l := noLimits
+	if optmem, err := strconv.ParseUint(readSetting("/proc/sys/net/core/optmem_max"), 10, 64); err == nil {
+		l.ids = max(1, optmem/notificationCharge)
 	}
-	need := uint64(bytes) + uint64(size) + (ids+1)*2*uint64(os.Getpagesize())
-	return ids == 0 || need > limit
+	if memlock, limited := memlockLimit(); limited {
+		l.pinned = int64(min(memlock, math.MaxInt64))
+	}
+	return &l
 }
 
 // memlockLimit returns RLIMIT_MEMLOCK, and whether it holds for this process.

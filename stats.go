@@ -27,6 +27,7 @@ type Stats struct {
 	ForeignMessages       uint64 // other messages of the error queue
 	Drains                uint64 // times the error queue was read
 	Wakeups               uint64 // times the library's poller was woken for this connection
+	Syscalls              uint64 // system calls made to send and to hear of completions; those of Read and Write are not seen
 
 	EnobufsOptmem  uint64 // ENOBUFS by net.core.optmem_max
 	EnobufsMemlock uint64 // ENOBUFS by RLIMIT_MEMLOCK
@@ -54,12 +55,13 @@ type counters struct {
 	writes, copiedBytes           atomic.Int64
 	fallbacks                     fallbackCounts
 	drains, foreign, slowReads    atomic.Uint64
-	wakeups                       atomic.Uint64
+	wakeups, syscalls             atomic.Uint64
 	enobufsOptmem, enobufsMemlock atomic.Uint64
 }
 
 // count books a write that has ended.
 func (s *socket) count(w *write) {
+	s.stats.syscalls.Add(w.syscalls)
 	if w.queued > 0 {
 		s.stats.writes.Add(1)
 		s.stats.fallbacks.count(w.why)
@@ -69,7 +71,7 @@ func (s *socket) count(w *write) {
 // Stats returns a snapshot. It does not block, and works after Close.
 func (c *Conn) Stats() Stats {
 	s := c.s
-	l, failed := s.ledger.snapshot()
+	l, failed := s.ledger().snapshot()
 	return Stats{
 		Writes:                uint64(s.stats.writes.Load()),
 		Sends:                 l.sends,
@@ -77,7 +79,7 @@ func (c *Conn) Stats() Stats {
 		MaybeCopiedBytes:      l.maybeCopiedBytes,
 		CopiedBytes:           s.stats.copiedBytes.Load(),
 		Fallbacks:             s.stats.fallbacks.snapshot(),
-		BytesInFlight:         s.ledger.bytesInFlight.Load(),
+		BytesInFlight:         s.ledger().bytesInFlight.Load(),
 		IDsInFlight:           l.idsInFlight,
 		UnprovenBytes:         l.unprovenBytes,
 		Notifications:         l.notifications,
@@ -85,6 +87,7 @@ func (c *Conn) Stats() Stats {
 		ForeignMessages:       s.stats.foreign.Load(),
 		Drains:                s.stats.drains.Load(),
 		Wakeups:               s.stats.wakeups.Load(),
+		Syscalls:              s.stats.syscalls.Load(),
 		EnobufsOptmem:         s.stats.enobufsOptmem.Load(),
 		EnobufsMemlock:        s.stats.enobufsMemlock.Load(),
 		SlowReads:             s.stats.slowReads.Load(),

@@ -143,7 +143,7 @@ func (c *Conn) WriteFrame(header []byte, body Pinned) (Ticket, error) {
 
 // Flush waits for every ticket issued before the call. See [ZeroCopyWriter].
 func (c *Conn) Flush(ctx context.Context) error {
-	l := &c.s.ledger
+	l := c.s.ledger()
 	if done := l.flush(); done != nil {
 		l.await()
 		select {
@@ -195,11 +195,15 @@ type progress struct {
 	at, off int   // the next byte to send is bufs[at].b[off]
 	flag    bool  // flagged calls are still worth trying
 	tries   int   // of them that are left on a path that copies
-	limit   int   // bytes of one flagged call
+	limits  *limits
+	limit   int // the most bytes of one flagged call
+	size    int // those of the next
 	claim   *claim
 	helped  bool    // a part was copied
 	why     reasons // why
-	err     error
+
+	syscalls uint64
+	err      error
 }
 
 var writes = sync.Pool{New: func() any {
@@ -260,9 +264,11 @@ func (w *write) plan() {
 		w.why.add(reasonRefused)
 	default:
 		w.flag = true
-	}
-	if w.flag && s.pathCopies() && s.path.try(time.Now()) {
-		w.tries = 1
+		now := time.Now()
+		w.limits = currentLimits(now)
+		if s.pathCopies() && s.path.try(now) {
+			w.tries = 1
+		}
 	}
 }
 
@@ -283,7 +289,7 @@ func (w *write) sendAll(fd uintptr) (done bool) {
 
 // sendNext makes one system call for the next part of the write.
 func (w *write) sendNext(fd uintptr) error {
-	if !w.flagNext() {
+	if !w.flagNext(fd) {
 		return w.sendCopied(fd)
 	}
 	if err := w.s.watch(fd); err != nil {
@@ -307,7 +313,7 @@ func (w *write) sendNext(fd uintptr) error {
 }
 
 // flagNext decides for the next part of the write whether to send it with MSG_ZEROCOPY.
-func (w *write) flagNext() bool {
+func (w *write) flagNext(fd uintptr) bool {
 	s := w.s
 	switch {
 	case !w.flag:
@@ -318,35 +324,29 @@ func (w *write) flagNext() bool {
 	case s.pathCopies() && w.tries <= 0:
 		w.why.add(reasonPath)
 		return false
-	case s.cfg.MaxInFlight > 0 && s.ledger.bytesInFlight.Load()+w.nextFlagged() > s.cfg.MaxInFlight:
-		w.why.add(reasonInFlight)
-		return false
 	}
-	return true
+	return w.withinBounds(fd)
 }
 
 // lends reports whether buffer i is worth lending to the kernel.
 func (w *write) lends(i int) bool { return i >= w.copies && len(w.bufs[i].b) >= page }
 
-// nextFlagged is the most that the next flagged call can send.
-func (w *write) nextFlagged() int64 { return min(int64(w.limit), w.total-w.queued) }
-
 // sendFlagged sends with MSG_ZEROCOPY, and books the ID that the call took.
 func (w *write) sendFlagged(fd uintptr) error {
 	if w.claim == nil {
-		w.claim = w.s.ledger.begin()
+		w.claim = w.s.ledger().begin()
 		w.loan.pass(&w.claim.loan, w.bufs[w.copies:])
 	}
-	w.gather(w.limit, true)
-	if !w.s.ledger.reserve() {
+	w.gather(w.size, true)
+	if !w.s.ledger().reserve() {
 		return net.ErrClosed
 	}
-	n, err := w.msg.send(fd, msgZeroCopy)
+	n, err := w.send(fd, msgZeroCopy)
 	if err != nil {
-		w.s.ledger.cancel()
+		w.s.ledger().cancel()
 		return err
 	}
-	w.s.ledger.commit(w.claim, n)
+	w.s.ledger().commit(w.claim, n)
 	if w.s.drainer.called() {
 		w.s.drain(fd)
 	}
@@ -357,12 +357,12 @@ func (w *write) sendFlagged(fd uintptr) error {
 
 // sendCopied sends the way Write does.
 func (w *write) sendCopied(fd uintptr) error {
-	w.gather(plainCall, false)
+	w.gather(w.copied(), false)
 	flags := 0
 	if w.queued+int64(w.msg.size) < w.total {
 		flags = msgMore
 	}
-	n, err := w.msg.send(fd, flags)
+	n, err := w.send(fd, flags)
 	if err != nil {
 		return err
 	}
@@ -370,6 +370,12 @@ func (w *write) sendCopied(fd uintptr) error {
 	w.s.stats.copiedBytes.Add(int64(n))
 	w.sent(n)
 	return nil
+}
+
+// send makes the call.
+func (w *write) send(fd uintptr, flags int) (int, error) {
+	w.syscalls++
+	return w.msg.send(fd, flags)
 }
 
 // sent moves on after a call that queued n bytes.
@@ -401,6 +407,15 @@ func (p *pause) after(n int) {
 		p.last = now
 		runtime.Gosched()
 	}
+}
+
+// copied is the most that the next copying call sends. What is copied for want of room is sent piece by piece, because
+// there may be room for the next.
+func (w *write) copied() int {
+	if w.flag && w.lends(w.at) && !w.s.pathCopies() {
+		return flaggedCall
+	}
+	return plainCall
 }
 
 // gather makes the next call's message: the buffers from the cursor on that are sent in the same way, up to limit
@@ -447,15 +462,16 @@ func (w *write) noBuffers(fd uintptr) {
 		s.stats.enobufsOptmem.Add(1)
 		return
 	}
-	bytes, ids := s.ledger.inFlight()
-	if !memlockShort(bytes, ids, w.msg.size) {
+	w.limits = renewLimits(time.Now())
+	_, ids := s.ledger().inFlight()
+	if w.limits.blame(ids) == reasonOptmem {
 		s.stats.enobufsOptmem.Add(1)
 		w.flag = false
 		w.why.add(reasonOptmem)
 		return
 	}
 	s.stats.enobufsMemlock.Add(1)
-	if w.limit = w.limit / 2; w.limit < smallestCall {
+	if w.limit = w.size / 2; w.limit < smallestCall {
 		w.flag = false
 		w.why.add(reasonMemlock)
 	}
@@ -465,7 +481,7 @@ func (w *write) noBuffers(fd uintptr) {
 func (w *write) ticket() Ticket {
 	switch {
 	case w.claim != nil:
-		return w.s.ledger.seal(w.claim, w.helped)
+		return w.s.ledger().seal(w.claim, w.helped)
 	case w.queued > 0:
 		return copiedTicket
 	}

@@ -175,6 +175,11 @@ func TestMeaning(t *testing.T) {
 		r.Wakeups = &often
 		return r
 	}
+	calling := func(ofCopy, often, calls float64) row {
+		r := woken(ofCopy, often)
+		r.Syscalls = &calls
+		return r
+	}
 	unknown := line(1, 1, 0, "")
 	unknown.ProcCPU = nil
 	for _, test := range []struct {
@@ -204,6 +209,7 @@ func TestMeaning(t *testing.T) {
 			"next to nothing is sent without a copy. It has 1.00 times the throughput of plain Write.",
 		},
 		{"wake-ups", nil, nil, []row{woken(1, 300.4), woken(1, 12)}, "zcnet sends everything without a copy. Its poller is woken 12 to 300 times per GB."},
+		{"wake-ups and calls", nil, nil, []row{calling(1, 12, 9000.2)}, "zcnet sends everything without a copy. Its poller is woken 12 times per GB, and it makes 9000 system calls."},
 		{"as many wake-ups", nil, nil, []row{woken(1, 12.4), woken(1, 12)}, "zcnet sends everything without a copy. Its poller is woken 12 times per GB."},
 		{"some copied", nil, nil, []row{line(0, 1, 200, ""), line(0, 1, 999, "")}, "zcnet sends 20.0% to 99.9% without a copy, depending on the size of a write."},
 		{"a few copied", nil, nil, []row{line(0, 1, 990, ""), line(0, 1, 1000, "")}, "zcnet sends at least 99.0% without a copy."},

@@ -282,6 +282,9 @@ func TestBenchLab(t *testing.T) {
 		if (r.Wakeups != nil) != (r.Mode == "zcnet") {
 			t.Errorf("mode %s: wake-ups per GB: %v, want them of zcnet only", r.Mode, r.Wakeups)
 		}
+		if (r.Syscalls != nil) != (r.Mode == "zcnet") {
+			t.Errorf("mode %s: system calls per GB: %v, want them of zcnet only", r.Mode, r.Syscalls)
+		}
 		if want := map[string]int64{"naive": r.Bytes, "zcnet": r.Bytes}[r.Mode]; r.ZeroCopied != want {
 			t.Errorf("mode %s: %d of %d bytes are sent without a copy, want %d", r.Mode, r.ZeroCopied, r.Bytes, want)
 		}

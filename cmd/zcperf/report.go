@@ -161,7 +161,11 @@ func meaning(copied, naive, zc []row) string {
 		s.WriteString("next to nothing is sent without a copy.")
 	}
 	if often, ok := countSpan(zc, func(r result) *float64 { return r.Wakeups }); ok {
-		fmt.Fprintf(&s, " Its poller is woken %s times per GB.", often)
+		fmt.Fprintf(&s, " Its poller is woken %s times per GB", often)
+		if calls, ok := countSpan(zc, func(r result) *float64 { return r.Syscalls }); ok {
+			fmt.Fprintf(&s, ", and it makes %s system calls", calls)
+		}
+		s.WriteString(".")
 	}
 	if len(copied) == 0 {
 		return s.String()

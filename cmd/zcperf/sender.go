@@ -57,6 +57,7 @@ type counts struct {
 	Enobufs     uint64 `json:"enobufs"`            // calls that failed with ENOBUFS
 
 	wakeups   *uint64 // of the library's poller; nil if the mode does not know
+	syscalls  *uint64 // so too
 	whyCopied string  // in words, if the mode knows
 }
 
@@ -125,6 +126,7 @@ func (s *zcnetSender) counts() counts {
 		Copied:      stats.CopiedBytes,
 		Enobufs:     stats.EnobufsOptmem + stats.EnobufsMemlock,
 		wakeups:     &stats.Wakeups,
+		syscalls:    &stats.Syscalls,
 		whyCopied:   zcnet.Probe(conn).Reason,
 	}
 }

@@ -44,6 +44,7 @@ type result struct {
 	Writes   int64    `json:"writes"`
 	Allocs   float64  `json:"allocs_per_write"` // heap objects of the whole process
 	Wakeups  *float64 `json:"wakeups_per_gb"`   // of the library's poller; null in modes without it
+	Syscalls *float64 `json:"syscalls_per_gb"`  // to send and to hear of completions; null where they are not counted
 	Rounds   int      `json:"rounds"`           // of which this is the median
 	Checked  int64    `json:"checked_bytes"`    // compared by the receiver, in this transfer or a separate one
 	Wrong    int64    `json:"wrong_bytes"`      // of them
@@ -85,7 +86,7 @@ func (t transfer) run(ctx context.Context, s sender) (result, error) {
 	}
 	r := measure(start, end, bytes, writes)
 	r.Rounds, r.CutShort, r.counts = 1, bytes < t.total, s.counts()
-	r.Wakeups = countPerGB(r.wakeups, bytes)
+	r.Wakeups, r.Syscalls = countPerGB(r.wakeups, bytes), countPerGB(r.syscalls, bytes)
 	if r.answer = answer; answer.Checked {
 		r.Checked, r.Wrong = answer.Received, answer.Wrong
 	}
