@@ -90,10 +90,16 @@ func (m *message) add(b []byte) {
 
 // send makes one call that does not block, and returns how many bytes it queued: at least one if err is nil.
 func (m *message) send(fd uintptr, flags int) (int, error) {
-	m.hdr.Iov = &m.iovs[0]
-	m.hdr.SetIovlen(m.n)
-	n, _, errno := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&m.hdr)),
-		uintptr(flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL))
+	flags |= unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	var n uintptr
+	var errno syscall.Errno
+	if m.n == 1 { // sendto costs the kernel less
+		n, _, errno = unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(m.iovs[0].Base)), uintptr(m.size), uintptr(flags), 0, 0)
+	} else {
+		m.hdr.Iov = &m.iovs[0]
+		m.hdr.SetIovlen(m.n)
+		n, _, errno = unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&m.hdr)), uintptr(flags))
+	}
 	if errno != 0 {
 		return 0, errno
 	}

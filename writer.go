@@ -243,7 +243,9 @@ func (w *write) run() (Ticket, error) {
 	}
 	w.advance(0)
 	w.plan()
-	if err := w.s.raw.Write(w.step); err != nil && w.err == nil {
+	if b, ok := onlyBuffer(w.bufs); ok && !w.flag {
+		w.writePlainly(b)
+	} else if err := w.s.raw.Write(w.step); err != nil && w.err == nil {
 		w.err = cause(err)
 	}
 	t, err := w.ticket(), w.failure()
@@ -263,13 +265,29 @@ func (w *write) plan() {
 	case s.refused.Load():
 		w.why.add(reasonRefused)
 	default:
-		w.flag = true
-		now := time.Now()
-		w.limits = currentLimits(now)
-		if s.pathCopies() && s.path.try(now) {
-			w.tries = 1
-		}
+		w.planFlagged(time.Now())
 	}
+}
+
+// planFlagged decides for a write that is worth sending without copying.
+func (w *write) planFlagged(now time.Time) {
+	w.flag = true
+	w.limits = currentLimits(now)
+	if !w.s.pathCopies() {
+		return
+	}
+	w.tries = 1
+	if w.flag = w.s.path.try(now); !w.flag {
+		w.why.add(reasonPath)
+	}
+}
+
+// writePlainly sends b, the whole write, as Write does. That costs least for what is copied.
+func (w *write) writePlainly(b []byte) {
+	n, err := w.s.tc.Write(b)
+	w.syscalls++
+	w.queued, w.err = int64(n), cause(err)
+	w.s.stats.copiedBytes.Add(w.queued)
 }
 
 // sendAll makes calls until the write is done or the send buffer is full. It is called by RawConn.Write with the write
