@@ -173,6 +173,7 @@ func (s *socket) abandon() {
 
 // finishClose ends the wait if nothing is in flight any more.
 func (s *socket) finishClose() {
+	s.letGo()
 	if h := s.held.Load(); h != nil && h.begun.Load() && s.ledger().idle() {
 		s.finish(h)
 	}

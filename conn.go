@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -104,7 +105,9 @@ func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if err := enableZeroCopy(raw); err != nil {
 		return nil, err
 	}
-	return &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}}, nil
+	conn := &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}}
+	runtime.AddCleanup(conn, (*socket).dropped, conn.s)
+	return conn, nil
 }
 
 const disableEnv = "ZCNET_DISABLE"
@@ -155,7 +158,8 @@ var (
 //   - Reading from, setting deadlines of or closing the embedded *net.TCPConn directly, or reading through SyscallConn,
 //     goes round the library. Such a read can fail with "not pollable" while completions arrive, and such a Close
 //     breaks the promise about memory in flight.
-//   - A Conn that has sent without copying must be closed: dropped, it keeps its descriptor.
+//   - A Conn that is dropped without Close lives on until nothing is in flight, and is closed after Config.CloseTimeout at
+//     the latest; see [LogDropped].
 //   - io.Copy from a Conn splices as a whole. Through an io.LimitReader, as io.CopyN uses, it copies.
 type Conn struct {
 	*net.TCPConn
@@ -182,6 +186,8 @@ type socket struct {
 	closeMu sync.Mutex              // one Close at a time
 	closing atomic.Bool             // Close was called
 	held    atomic.Pointer[holding] // the descriptor that outlives Close while memory is in flight
+
+	orphan atomic.Pointer[time.Timer] // for a connection that was dropped: when to close it
 }
 
 // ledger returns the connection's accounts, which are made when they are first needed: of many connections most are

@@ -33,7 +33,8 @@ func Pin(b []byte) Pinned { return Pinned{b: b[:len(b):len(b)]} }
 
 // Alloc returns n bytes of zeroed memory of its own. On Linux it lies off the Go heap, begins on a page, and from
 // 2 MiB on begins on a huge page and asks for huge pages (madvise(2), MADV_HUGEPAGE): the kernel sends those with
-// fewer, larger fragments. It must be given up with [Pinned.Release]; the garbage collector does not see it.
+// fewer, larger fragments. It must be given up with [Pinned.Release]. If it is dropped instead, it is unmapped once the
+// garbage collector finds no Pinned of it any more and nothing of it is in flight; see [LogDropped].
 func Alloc(n int) (Pinned, error) {
 	switch {
 	case n < 0:
@@ -45,11 +46,14 @@ func Alloc(n int) (Pinned, error) {
 	if err != nil {
 		return Pinned{}, fmt.Errorf("zcnet: Alloc of %d bytes: %w", n, err)
 	}
-	return (&region{mem: mem}).view(n), nil
+	r := &region{mem: mem}
+	r.watchDrop()
+	return r.view(n), nil
 }
 
 // Bytes returns the memory. It panics after Release, when the memory may already be gone; a slice taken before
-// Release must not be used after it either.
+// Release must not be used after it either. The slice alone does not keep memory of Alloc or of a Pool: keep the Pinned
+// as well, up to its Release.
 func (p Pinned) Bytes() []byte {
 	if p.r != nil && !p.r.held(p.gen) {
 		panic("zcnet: Pinned.Bytes after Release")
@@ -82,6 +86,8 @@ type region struct {
 	mem   []byte
 	home  *Pool         // where it goes then; nil if it is unmapped
 	state atomic.Uint64 // generation<<regionGen | loans*regionLoan | regionReleased
+
+	cleanup runtime.Cleanup // for the case that it is dropped
 }
 
 // The parts of region.state.
@@ -140,6 +146,7 @@ func (r *region) release(gen uint32) {
 // reclaim begins the next generation of r, which nobody holds yet, and takes its memory back.
 func (r *region) reclaim(state uint64) {
 	if r.home == nil {
+		r.cleanup.Stop()
 		unmapMemory(r.mem)
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 )
 
@@ -21,6 +22,8 @@ type Pool struct {
 
 	mu   sync.Mutex
 	left int // buffers that are not back for good; the memory is unmapped when there are none
+
+	cleanup runtime.Cleanup // for the case that it is dropped
 }
 
 // NewPool maps n buffers of size bytes each, as [Alloc] maps memory, each beginning on a page. Memory that was never
@@ -39,9 +42,16 @@ func NewPool(size, n int) (*Pool, error) {
 	}
 	p := &Pool{size: size, memory: memory, free: make(chan *region, n), closed: make(chan struct{}), left: n}
 	for i := range n {
-		p.free <- &region{mem: memory[i*stride : (i+1)*stride : (i+1)*stride], home: p}
+		p.free <- p.newRegion(memory[i*stride : (i+1)*stride : (i+1)*stride])
 	}
+	p.watchSelf()
 	return p, nil
+}
+
+func (p *Pool) newRegion(mem []byte) *region {
+	r := &region{mem: mem, home: p}
+	p.watchDrop(r)
+	return r
 }
 
 // Get returns a buffer, whose content is whatever its last user left. If all are in use it waits until one comes back, or
@@ -74,6 +84,7 @@ func (p *Pool) put(r *region) {
 	defer p.mu.Unlock()
 	select {
 	case <-p.closed:
+		r.cleanup.Stop()
 		p.retire(1)
 	default:
 		p.free <- r
@@ -95,7 +106,8 @@ func (p *Pool) Close() error {
 	back := 0
 	for {
 		select {
-		case <-p.free:
+		case r := <-p.free:
+			r.cleanup.Stop()
 			back++
 			continue
 		default:
@@ -109,6 +121,7 @@ func (p *Pool) Close() error {
 // retire counts buffers that will not be handed out again. p.mu is held.
 func (p *Pool) retire(n int) {
 	if p.left -= n; p.left == 0 {
+		p.cleanup.Stop()
 		unmapMemory(p.memory)
 	}
 }

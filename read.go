@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 // Read reads as *net.TCPConn does, and goes on doing so while completions arrive.
 func (c *Conn) Read(b []byte) (int, error) {
+	defer runtime.KeepAlive(c) // a Conn in use is not dropped
 	n, err := c.TCPConn.Read(b)
 	if !refused(err) {
 		return n, err
@@ -163,6 +165,7 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 // spliceTo lets the kernel move the bytes. When the runtime's poller refuses the source, what can be read is
 // carried over by hand; then the kernel goes on.
 func (c *Conn) spliceTo(w io.Writer) (written int64, err error) {
+	defer runtime.KeepAlive(c)
 	var buf []byte
 	for {
 		n, err := c.TCPConn.WriteTo(w)

@@ -3,6 +3,7 @@ package zcnet
 import (
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"syscall"
 )
@@ -65,6 +66,7 @@ func kernelCanMove(r io.Reader) bool {
 
 // sendFrom sends what it reads from r until end of file.
 func (c *Conn) sendFrom(r io.Reader) (total int64, err error) {
+	defer runtime.KeepAlive(c)
 	for err == nil {
 		var n int64
 		n, err = c.sendThrough(readBuffer(), r)

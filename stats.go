@@ -40,6 +40,8 @@ type Stats struct {
 	PathCopies       bool          // the kernel copies on this path, so that the library sends plainly
 	ZeroCopyRefused  bool          // the kernel refuses flagged calls
 	ConnectionFailed bool          // tickets report ErrConnFailed
+
+	Dropped Dropped // of the whole process
 }
 
 // ReleaseMean returns how long tickets took to be done, on average.
@@ -97,5 +99,6 @@ func (c *Conn) Stats() Stats {
 		PathCopies:            s.path.copying.Load(),
 		ZeroCopyRefused:       s.refused.Load(),
 		ConnectionFailed:      failed,
+		Dropped:               droppedSoFar(),
 	}
 }

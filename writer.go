@@ -112,6 +112,7 @@ func (e *WriteError) Temporary() bool { return e.Timeout() }
 // WritePinned sends p without copying it if it is as long as the threshold and the path allows it. See
 // [ZeroCopyWriter].
 func (c *Conn) WritePinned(p Pinned) (Ticket, error) {
+	defer runtime.KeepAlive(c)
 	w := newWrite(c.s)
 	w.bufs = append(w.bufs, p)
 	return w.run()
@@ -120,6 +121,7 @@ func (c *Conn) WritePinned(p Pinned) (Ticket, error) {
 // WritePinnedBuffers sends ps as one write with one ticket; their total counts for the threshold. See
 // [ZeroCopyWriter].
 func (c *Conn) WritePinnedBuffers(ps []Pinned) (Ticket, error) {
+	defer runtime.KeepAlive(c)
 	w := newWrite(c.s)
 	w.bufs = append(w.bufs, ps...)
 	return w.run()
@@ -135,6 +137,7 @@ type FrameWriter interface {
 // WriteFrame sends a header, which it copies, and a body, which it does not, as one write with one ticket. See
 // [FrameWriter].
 func (c *Conn) WriteFrame(header []byte, body Pinned) (Ticket, error) {
+	defer runtime.KeepAlive(c)
 	w := newWrite(c.s)
 	w.bufs = append(w.bufs, Pin(header), body)
 	w.copies = 1
@@ -143,6 +146,7 @@ func (c *Conn) WriteFrame(header []byte, body Pinned) (Ticket, error) {
 
 // Flush waits for every ticket issued before the call. See [ZeroCopyWriter].
 func (c *Conn) Flush(ctx context.Context) error {
+	defer runtime.KeepAlive(c)
 	l := c.s.ledger()
 	if done := l.flush(); done != nil {
 		l.await()
