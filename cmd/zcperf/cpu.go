@@ -1,12 +1,10 @@
 package main
 
 import (
-	"errors"
-	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // This file reads the clocks: of the wall, of this process's processor time and of the whole system's.
@@ -36,10 +34,10 @@ func stopClocks() reading {
 }
 
 func (r *reading) readProcessors() {
-	if d, err := processTime(); err == nil {
+	if d, err := perf.ProcessTime(); err == nil {
 		r.process = &d
 	}
-	if d, err := systemTime(); err == nil {
+	if d, err := perf.SystemTime(); err == nil {
 		r.system = &d
 	}
 }
@@ -58,34 +56,3 @@ func perGB(from, to *time.Duration, bytes int64) *float64 {
 	s := (*to - *from).Seconds() / (float64(bytes) / 1e9)
 	return &s
 }
-
-// systemTime reads the whole system's processor time. Only Linux has the file.
-func systemTime() (time.Duration, error) {
-	b, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, err
-	}
-	return parseStat(string(b))
-}
-
-// parseStat adds up the busy time in the first line of /proc/stat (proc_stat(5)). The kernel counts there in
-// hundredths of a second, so that a run of less than a second is known only roughly.
-func parseStat(stat string) (time.Duration, error) {
-	line, _, _ := strings.Cut(stat, "\n")
-	fields := strings.Fields(line)
-	// cpu user nice system idle iowait irq softirq ...
-	if len(fields) < 8 || fields[0] != "cpu" {
-		return 0, errNoStat
-	}
-	var ticks int64
-	for _, i := range []int{1, 2, 3, 6, 7} {
-		n, err := strconv.ParseInt(fields[i], 10, 64)
-		if err != nil {
-			return 0, errNoStat
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * (time.Second / 100), nil
-}
-
-var errNoStat = errors.New("/proc/stat does not begin with the time of all processors")

@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // This file is the receiving side, of serve and of bench.
@@ -110,7 +112,7 @@ func (w work) do(c *net.TCPConn, region int64) (t trailer, err error) {
 		err = receive(c, check.check)
 		return trailer{Received: check.pos, Checked: true, Wrong: check.wrong, First: check.first}, err
 	case workDiscard:
-		t.Received, err = discard(c)
+		t.Received, err = perf.Discard(c)
 		return t, err
 	}
 	err = receive(c, func(b []byte) { t.Received += int64(len(b)) })

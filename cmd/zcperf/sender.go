@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // This file is about the modes, the ways to send that are compared. The naive one is in naive_linux.go.
@@ -31,7 +32,7 @@ func modesWith(cfg *zcnet.Config) []mode {
 }
 
 // errNoMode is matched by the errors of a mode that cannot work here, whatever is done.
-var errNoMode = errors.New("this mode cannot be measured here")
+var errNoMode = perf.ErrUnavailable
 
 // A sender is a connection and a mode to send over it. One goroutine uses it.
 type sender interface {

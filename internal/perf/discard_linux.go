@@ -1,4 +1,4 @@
-package main
+package perf
 
 import (
 	"net"
@@ -11,9 +11,9 @@ import (
 // discardCall is the most that one call drops.
 const discardCall = 1 << 20
 
-// discard drops what arrives until the end of the stream, and returns how much that was. With MSG_TRUNC the kernel does not
+// Discard drops what arrives until the end of the stream, and returns how much that was. With MSG_TRUNC the kernel does not
 // copy it to this process (tcp(7)), so that a measurement is one of the sender and the way.
-func discard(c *net.TCPConn) (received int64, err error) {
+func Discard(c *net.TCPConn) (received int64, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return 0, err
