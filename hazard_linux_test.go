@@ -755,6 +755,8 @@ func TestMaxInFlightLetsALargeWritePass(t *testing.T) {
 var children = map[string]func() error{
 	"memlock": memlockChild,
 	"nofile":  nofileChild,
+	"discard": discardChild,
+	"verify":  verifyChild,
 }
 
 const childEnv = "ZCNET_TEST_CHILD"
