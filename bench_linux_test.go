@@ -1,0 +1,372 @@
+package zcnet
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zcnet-go/zcnet/internal/lab"
+	"github.com/zcnet-go/zcnet/internal/perf"
+)
+
+// Benchmarks of what the library is for. Their names say what is compared, in the way of benchstat:
+//
+//	go test -run '^$' -bench . -count 6 . >new.txt
+//	benchstat -col /mode new.txt
+//
+// Mode copy is a plain *net.TCPConn, mode naive is MSG_ZEROCOPY without any care (internal/perf), mode zcnet is a Conn.
+// On a machine that changes its pace, many runs with -count 1 compare better than one run with a higher count, which
+// repeats one mode before it comes to the next.
+//
+// Beside the time each reports processor seconds per 10^9 bytes, of this process (cpu-s/GB) and of the whole system
+// (sys-cpu-s/GB). The former has the receiver in it where that is in this process, the latter also the part of the
+// kernel's work that is charged to nobody, and whatever else the machine does.
+
+// onEachBenchLink runs a benchmark over loopback, where there is nothing to be gained, and over the link on which what
+// near sends is not copied. Unlike onEachLink's, the buffers are the system's.
+func onEachBenchLink(b *testing.B, bench func(b *testing.B, pair pairMaker)) {
+	b.Run("link=loopback", func(b *testing.B) { bench(b, loopbackPair) })
+	b.Run("link=lab", func(b *testing.B) {
+		link := lab.ForTest(b)
+		bench(b, func(t testing.TB) (near, far *net.TCPConn) { return labPair(t, link) })
+	})
+}
+
+// A benchMode is one of the ways to send that are compared.
+type benchMode struct {
+	name string
+	open func(b *testing.B, c *net.TCPConn) benchSender
+}
+
+// A benchSender is a connection and a way to send over it.
+type benchSender struct {
+	net.Conn
+	send  func(p Pinned) error // p may be the kernel's until flush returns
+	flush func() error
+}
+
+var (
+	modeCopy  = benchMode{"copy", openBenchCopy}
+	modeNaive = benchMode{"naive", openBenchNaive}
+	modeZcnet = benchMode{"zcnet", openBenchZcnet}
+)
+
+func openBenchCopy(_ *testing.B, c *net.TCPConn) benchSender {
+	return benchSender{
+		Conn:  c,
+		send:  func(p Pinned) error { _, err := c.Write(p.Bytes()); return err },
+		flush: func() error { return nil },
+	}
+}
+
+func openBenchNaive(b *testing.B, c *net.TCPConn) benchSender {
+	s, err := perf.OpenNaive(c)
+	check(b, err)
+	return benchSender{
+		Conn:  s,
+		send:  func(p Pinned) error { _, err := s.Send(p.Bytes()); return err },
+		flush: func() error { return s.Flush(context.Background()) },
+	}
+}
+
+func openBenchZcnet(b *testing.B, c *net.TCPConn) benchSender {
+	zc := wrap(b, c, nil)
+	return benchSender{
+		Conn:  zc,
+		send:  func(p Pinned) error { _, err := zc.WritePinned(p); return err },
+		flush: func() error { return zc.Flush(context.Background()) },
+	}
+}
+
+// benchRegionSize is how much memory the benchmarks send from: more than the caches next to a processor hold.
+const benchRegionSize = 64 << 20
+
+func benchRegion(b *testing.B) Pinned {
+	b.Helper()
+	p, _ := allocNoise(b, benchRegionSize, 1)
+	b.Cleanup(p.Release)
+	return p
+}
+
+// A cycle goes through memory from its beginning to its end, and again.
+type cycle struct {
+	p  Pinned
+	at int
+}
+
+func (c *cycle) next(n int) Pinned {
+	if c.at+n > c.p.Len() {
+		c.at = 0
+	}
+	c.at += n
+	return c.p.Slice(c.at-n, c.at)
+}
+
+// byteSize names a size as zcperf does.
+func byteSize(n int) string {
+	switch {
+	case n >= 1<<20 && n%(1<<20) == 0:
+		return fmt.Sprintf("%dMiB", n>>20)
+	case n >= 1<<10 && n%(1<<10) == 0:
+		return fmt.Sprintf("%dKiB", n>>10)
+	}
+	return fmt.Sprintf("%dB", n)
+}
+
+// measured runs op, which sends bytes bytes, as long as the benchmark lasts, and settle, which waits until all has
+// arrived, and reports processor time.
+func measured(b *testing.B, bytes int, op, settle func() error) {
+	b.Helper()
+	b.SetBytes(int64(bytes))
+	process, system := processorTimes(b)
+	for b.Loop() {
+		check(b, op())
+	}
+	b.StartTimer()
+	check(b, settle())
+	b.StopTimer()
+	gb := float64(bytes) * float64(b.N) / 1e9
+	processEnd, systemEnd := processorTimes(b)
+	b.ReportMetric((processEnd-process).Seconds()/gb, "cpu-s/GB")
+	b.ReportMetric((systemEnd-system).Seconds()/gb, "sys-cpu-s/GB")
+}
+
+func processorTimes(b *testing.B) (process, system time.Duration) {
+	b.Helper()
+	process, err := perf.ProcessTime()
+	check(b, err)
+	system, err = perf.SystemTime()
+	check(b, err)
+	return process, system
+}
+
+// arrived waits until the peer's kernel has acknowledged what was sent over c.
+func arrived(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for {
+		left := 0
+		if ctlErr := raw.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); ctlErr != nil {
+			return ctlErr
+		}
+		if err != nil || left == 0 {
+			return err
+		}
+		time.Sleep(20 * time.Microsecond)
+	}
+}
+
+// discardingPair returns the sending end of a connection whose other end drops what arrives.
+func discardingPair(b *testing.B, pair pairMaker) (near *net.TCPConn) {
+	b.Helper()
+	var receiving sync.WaitGroup
+	b.Cleanup(receiving.Wait) // after the connection was closed
+	near, far := pair(b)
+	receiving.Go(func() { _, _ = perf.Discard(far) })
+	return near
+}
+
+// BenchmarkWrite sends by one call after the other, from memory that is cycled through.
+func BenchmarkWrite(b *testing.B) {
+	region := benchRegion(b)
+	onEachBenchLink(b, func(b *testing.B, pair pairMaker) {
+		for _, size := range []int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 16 << 20} {
+			for _, mode := range []benchMode{modeCopy, modeNaive, modeZcnet} {
+				b.Run(fmt.Sprintf("size=%s/mode=%s", byteSize(size), mode.name), func(b *testing.B) {
+					near := discardingPair(b, pair)
+					s := mode.open(b, near)
+					memory := cycle{p: region}
+					measured(b, size, func() error { return s.send(memory.next(size)) },
+						func() error { return errors.Join(s.flush(), arrived(near)) })
+				})
+			}
+		}
+	})
+}
+
+// BenchmarkCopy is io.Copy to a connection from a reader that is nothing else, as of a decompressor or a cipher.
+func BenchmarkCopy(b *testing.B) {
+	region := benchRegion(b)
+	onEachBenchLink(b, func(b *testing.B, pair pairMaker) {
+		for _, mode := range []benchMode{modeCopy, modeZcnet} {
+			b.Run("mode="+mode.name, func(b *testing.B) {
+				near := discardingPair(b, pair)
+				s := mode.open(b, near)
+				measured(b, region.Len(), func() error {
+					_, err := io.Copy(s.Conn, struct{ io.Reader }{bytes.NewReader(region.Bytes())})
+					return err
+				}, func() error { return errors.Join(s.flush(), arrived(near)) })
+			})
+		}
+	})
+}
+
+// What BenchmarkRequestResponse sends at times.
+const (
+	bulkEvery = 64 // exchanges
+	bulkSize  = 256 << 10
+)
+
+// BenchmarkRequestResponse sends a request and reads a response of the same size. Every bulkEvery-th request follows a
+// long write, whose memory nobody waits for: the completions of that one come while the connection reads. The time of
+// that write is part of that exchange's.
+func BenchmarkRequestResponse(b *testing.B) {
+	region := benchRegion(b)
+	onEachBenchLink(b, func(b *testing.B, pair pairMaker) {
+		for _, size := range []int{64, 16 << 10} {
+			for _, mode := range []benchMode{modeCopy, modeZcnet} {
+				b.Run(fmt.Sprintf("size=%s/mode=%s", byteSize(size), mode.name), func(b *testing.B) {
+					var responding sync.WaitGroup
+					b.Cleanup(responding.Wait) // after the connection was closed
+					near, far := pair(b)
+					responding.Go(func() { respond(far, size) })
+					exchange(b, mode.open(b, near), region, size)
+				})
+			}
+		}
+	})
+}
+
+// exchange makes requests, and reports how long most of them and nearly all took.
+func exchange(b *testing.B, s benchSender, region Pinned, size int) {
+	memory, request, response := cycle{p: region}, make([]byte, size), make([]byte, size)
+	took := make([]time.Duration, 0, 1<<20)
+	for b.Loop() {
+		start := time.Now()
+		if len(took)%bulkEvery == bulkEvery-1 {
+			check(b, s.send(memory.next(bulkSize)))
+		}
+		_, err := s.Write(request)
+		check(b, err)
+		_, err = io.ReadFull(s, response)
+		check(b, err)
+		took = append(took, time.Since(start))
+	}
+	check(b, s.flush())
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2]), "p50-ns")
+	b.ReportMetric(float64(took[len(took)*99/100]), "p99-ns")
+}
+
+// respond answers requests of size bytes until the connection ends.
+func respond(c *net.TCPConn, size int) {
+	request, bulk := make([]byte, size), make([]byte, bulkSize)
+	for i := 0; ; i++ {
+		if i%bulkEvery == bulkEvery-1 {
+			if _, err := io.ReadFull(c, bulk); err != nil {
+				return
+			}
+		}
+		if _, err := io.ReadFull(c, request); err != nil {
+			return
+		}
+		if _, err := c.Write(request); err != nil {
+			return
+		}
+	}
+}
+
+// BenchmarkConns has few and many connections send at once, each from a goroutine of its own. An operation is the same
+// number of bytes for both, so that their processor time can be compared. The receivers are in another process, which
+// only sys-cpu-s/GB knows of.
+//
+// It takes some seconds for each: -benchtime 5s is about right.
+func BenchmarkConns(b *testing.B) {
+	const opSize = 10_000 * 64 << 10
+	region := benchRegion(b)
+	b.Run("link=loopback", func(b *testing.B) {
+		benchConns(b, region, opSize, func(testing.TB) (net.Listener, dialer) {
+			l, err := net.Listen("tcp4", "127.0.0.1:0")
+			check(b, err)
+			return l, loopbackDialer{}
+		})
+	})
+	b.Run("link=lab", func(b *testing.B) {
+		link := lab.ForTest(b)
+		benchConns(b, region, opSize, func(testing.TB) (net.Listener, dialer) {
+			l, err := link.Receiver.ListenAddr("tcp4", net.JoinHostPort(link.Receiver.IPv4().String(), "0"))
+			check(b, err)
+			return l, link.Sender
+		})
+	})
+}
+
+func benchConns(b *testing.B, region Pinned, opSize int, listen func(testing.TB) (net.Listener, dialer)) {
+	for _, size := range []int{64 << 10, 256 << 10} {
+		for _, n := range []int{10, 10_000} {
+			for _, mode := range []benchMode{modeCopy, modeZcnet} {
+				b.Run(fmt.Sprintf("size=%s/conns=%d/mode=%s", byteSize(size), n, mode.name), func(b *testing.B) {
+					l, d := listen(b)
+					c := newCrowd(b, n, "discard", l, d)
+					senders := make([]benchSender, n)
+					for i, near := range c.near {
+						senders[i] = mode.open(b, near)
+					}
+					writes := max(opSize/(n*size), 1)
+					op := func() error { return sendAtOnce(senders, region, size, writes) }
+					for range warmUps(writes, size) {
+						check(b, op())
+					}
+					measured(b, writes*n*size, op,
+						func() error {
+							var errs []error
+							for i, s := range senders {
+								errs = append(errs, s.flush(), arrived(c.near[i]))
+							}
+							return errors.Join(errs...)
+						})
+					for _, s := range senders {
+						checkAllReleased(b, s.Conn)
+					}
+				})
+			}
+		}
+	}
+}
+
+// warmUps returns how many operations it takes until every connection has had the time to learn what its path does.
+func warmUps(writes, size int) int {
+	calls := writes * ((size + flaggedCall - 1) / flaggedCall)
+	return (copiesToSwitch + calls - 1) / calls
+}
+
+// sendAtOnce makes a number of writes over each of the connections.
+func sendAtOnce(senders []benchSender, region Pinned, size, writes int) error {
+	errs := make([]error, len(senders))
+	var sending sync.WaitGroup
+	for i, s := range senders {
+		sending.Go(func() {
+			memory := cycle{p: region, at: i * size % region.Len()}
+			for range writes {
+				if errs[i] = s.send(memory.next(size)); errs[i] != nil {
+					return
+				}
+			}
+		})
+	}
+	sending.Wait()
+	return errors.Join(errs...)
+}
+
+// checkAllReleased checks that every ticket of c is done.
+func checkAllReleased(b *testing.B, c net.Conn) {
+	b.Helper()
+	zc, ok := c.(*Conn)
+	if !ok {
+		return
+	}
+	if s := zc.Stats(); s.IDsInFlight != 0 || s.BytesInFlight != 0 || s.ConnectionFailed {
+		b.Fatalf("after Flush: %d IDs and %d bytes in flight, failed: %v", s.IDsInFlight, s.BytesInFlight, s.ConnectionFailed)
+	}
+}
