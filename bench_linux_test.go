@@ -283,7 +283,7 @@ func respond(c *net.TCPConn, size int) {
 //
 // It takes some seconds for each: -benchtime 5s is about right.
 func BenchmarkConns(b *testing.B) {
-	const opSize = 10_000 * 64 << 10
+	const opSize = 10_000 * 256 << 10
 	region := benchRegion(b)
 	b.Run("link=loopback", func(b *testing.B) {
 		benchConns(b, region, opSize, func(testing.TB) (net.Listener, dialer) {
