@@ -124,9 +124,9 @@ func byteSize(n int) string {
 
 // measured runs op, which sends bytes bytes, as long as the benchmark lasts, and settle, which waits until all has
 // arrived, and reports processor time.
-func measured(b *testing.B, bytes int, op, settle func() error) {
+func measured(b *testing.B, bytes int64, op, settle func() error) {
 	b.Helper()
-	b.SetBytes(int64(bytes))
+	b.SetBytes(bytes)
 	process, system := processorTimes(b)
 	for b.Loop() {
 		check(b, op())
@@ -187,7 +187,7 @@ func BenchmarkWrite(b *testing.B) {
 					near := discardingPair(b, pair)
 					s := mode.open(b, near)
 					memory := cycle{p: region}
-					measured(b, size, func() error { return s.send(memory.next(size)) },
+					measured(b, int64(size), func() error { return s.send(memory.next(size)) },
 						func() error { return errors.Join(s.flush(), arrived(near)) })
 				})
 			}
@@ -203,7 +203,7 @@ func BenchmarkCopy(b *testing.B) {
 			b.Run("mode="+mode.name, func(b *testing.B) {
 				near := discardingPair(b, pair)
 				s := mode.open(b, near)
-				measured(b, region.Len(), func() error {
+				measured(b, int64(region.Len()), func() error {
 					_, err := io.Copy(s.Conn, struct{ io.Reader }{bytes.NewReader(region.Bytes())})
 					return err
 				}, func() error { return errors.Join(s.flush(), arrived(near)) })
@@ -277,16 +277,16 @@ func respond(c *net.TCPConn, size int) {
 	}
 }
 
-// BenchmarkConns has few and many connections send at once, each from a goroutine of its own. An operation is the same
-// number of bytes for both, so that their processor time can be compared. The receivers are in another process, which
-// only sys-cpu-s/GB knows of.
-//
-// It takes some seconds for each: -benchtime 5s is about right.
+// crowdOp is what all connections of BenchmarkConns send together in one operation: the same for few as for many, so
+// that their processor time can be compared.
+const crowdOp int64 = 10_000 * 256 << 10
+
+// BenchmarkConns has few and many connections send at once, each from a goroutine of its own. The receivers are in
+// another process, which only sys-cpu-s/GB knows of. It takes some seconds for each: -benchtime 5s is about right.
 func BenchmarkConns(b *testing.B) {
-	const opSize = 10_000 * 256 << 10
 	region := benchRegion(b)
 	b.Run("link=loopback", func(b *testing.B) {
-		benchConns(b, region, opSize, func(testing.TB) (net.Listener, dialer) {
+		benchConns(b, region, func() (net.Listener, dialer) {
 			l, err := net.Listen("tcp4", "127.0.0.1:0")
 			check(b, err)
 			return l, loopbackDialer{}
@@ -294,7 +294,7 @@ func BenchmarkConns(b *testing.B) {
 	})
 	b.Run("link=lab", func(b *testing.B) {
 		link := lab.ForTest(b)
-		benchConns(b, region, opSize, func(testing.TB) (net.Listener, dialer) {
+		benchConns(b, region, func() (net.Listener, dialer) {
 			l, err := link.Receiver.ListenAddr("tcp4", net.JoinHostPort(link.Receiver.IPv4().String(), "0"))
 			check(b, err)
 			return l, link.Sender
@@ -302,36 +302,39 @@ func BenchmarkConns(b *testing.B) {
 	})
 }
 
-func benchConns(b *testing.B, region Pinned, opSize int, listen func(testing.TB) (net.Listener, dialer)) {
+func benchConns(b *testing.B, region Pinned, listen func() (net.Listener, dialer)) {
 	for _, size := range []int{64 << 10, 256 << 10} {
 		for _, n := range []int{10, 10_000} {
 			for _, mode := range []benchMode{modeCopy, modeZcnet} {
 				b.Run(fmt.Sprintf("size=%s/conns=%d/mode=%s", byteSize(size), n, mode.name), func(b *testing.B) {
-					l, d := listen(b)
-					c := newCrowd(b, n, "discard", l, d)
-					senders := make([]benchSender, n)
-					for i, near := range c.near {
-						senders[i] = mode.open(b, near)
-					}
-					writes := max(opSize/(n*size), 1)
-					op := func() error { return sendAtOnce(senders, region, size, writes) }
-					for range warmUps(writes, size) {
-						check(b, op())
-					}
-					measured(b, writes*n*size, op,
-						func() error {
-							var errs []error
-							for i, s := range senders {
-								errs = append(errs, s.flush(), arrived(c.near[i]))
-							}
-							return errors.Join(errs...)
-						})
-					for _, s := range senders {
-						checkAllReleased(b, s.Conn)
-					}
+					l, d := listen()
+					benchCrowd(b, newCrowd(b, n, "discard", l, d), mode, region, size)
 				})
 			}
 		}
+	}
+}
+
+// benchCrowd sends over all connections of a crowd, by writes of size bytes.
+func benchCrowd(b *testing.B, c *crowd, mode benchMode, region Pinned, size int) {
+	senders := make([]benchSender, len(c.near))
+	for i, near := range c.near {
+		senders[i] = mode.open(b, near)
+	}
+	writes := int(crowdOp / int64(len(senders)) / int64(size))
+	op := func() error { return sendAtOnce(senders, region, size, writes) }
+	for range warmUps(writes, size) {
+		check(b, op())
+	}
+	measured(b, crowdOp, op, func() error {
+		var errs []error
+		for i, s := range senders {
+			errs = append(errs, s.flush(), arrived(c.near[i]))
+		}
+		return errors.Join(errs...)
+	})
+	for _, s := range senders {
+		checkAllReleased(b, s.Conn)
 	}
 }
 
