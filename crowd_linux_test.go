@@ -185,11 +185,12 @@ func verifyChild() error {
 	return nil
 }
 
-// What TestTenThousandConnections sends over each connection.
+// What TestTenThousandConnections sends over each connection, and who.
 const (
-	crowdRounds = 3
-	crowdSize   = 16 << 10
-	crowdSeed   = 7
+	crowdRounds  = 3
+	crowdSize    = 16 << 10
+	crowdSeed    = 7
+	crowdSenders = 16 // goroutines for all of them
 )
 
 // TestTenThousandConnections wraps ten thousand connections and has all of them send at once: that takes one goroutine
@@ -224,8 +225,9 @@ func TestTenThousandConnections(t *testing.T) {
 
 	for round := range crowdRounds {
 		sendFromAll(t, conns, p, tickets)
-		if now := runtime.NumGoroutine(); now > goroutines+1 {
-			t.Errorf("%d goroutines while %d connections have sent, %d before: want one more, the poller", now, n, goroutines)
+		if now := runtime.NumGoroutine(); now > goroutines+crowdSenders+1 {
+			t.Errorf("%d goroutines when %d connections have sent, %d before: want at most the poller and the %d senders more",
+				now, n, goroutines, crowdSenders)
 		}
 		if round == crowdRounds-1 {
 			closeAll(t, conns)
@@ -255,15 +257,14 @@ func TestTenThousandConnections(t *testing.T) {
 }
 
 // sendFromAll sends p over each of conns, by a few goroutines that wait for nothing but the sockets, and puts the
-// tickets into tickets.
+// tickets into tickets. When it returns, these goroutines may still be ending.
 func sendFromAll(t testing.TB, conns []*Conn, p Pinned, tickets []Ticket) {
 	t.Helper()
-	const senders = 16
-	var errs [senders]error
+	var errs [crowdSenders]error
 	var sending sync.WaitGroup
-	for first := range senders {
+	for first := range crowdSenders {
 		sending.Go(func() {
-			for i := first; i < len(conns); i += senders {
+			for i := first; i < len(conns); i += crowdSenders {
 				if tickets[i], errs[first] = conns[i].WritePinned(p); errs[first] != nil {
 					return
 				}
