@@ -104,19 +104,21 @@ func TestLabSendsEveryByteAboveTheThresholdUncopied(t *testing.T) {
 }
 
 func TestHeaderIsCopiedAndBodyIsNot(t *testing.T) {
-	link := lab.ForTest(t)
-	near, far := labPair(t, link)
-	c := wrap(t, near, nil)
-	body, want := allocNoise(t, 1<<20, 1)
-	defer body.Release()
-	header := noise(24, 2)
-	ticket, err := c.WriteFrame(header, body)
-	check(t, err)
-	expect(t, far, header)
-	expect(t, far, want)
-	check(t, ticket.Wait(testContext(t)))
-	if s := c.Stats(); s.CopiedBytes != 24 || s.ZeroCopiedBytes != 1<<20 {
-		t.Errorf("%d bytes copied and %d not, want 24 and %d", s.CopiedBytes, s.ZeroCopiedBytes, 1<<20)
+	for _, n := range []int64{24, 2 * page} {
+		link := lab.ForTest(t)
+		near, far := labPair(t, link)
+		c := wrap(t, near, nil)
+		body, want := allocNoise(t, 1<<20, 1)
+		defer body.Release()
+		header := noise(int(n), 2)
+		ticket, err := c.WriteFrame(header, body)
+		check(t, err)
+		expect(t, far, header)
+		expect(t, far, want)
+		check(t, ticket.Wait(testContext(t)))
+		if s := c.Stats(); s.CopiedBytes != n || s.ZeroCopiedBytes != 1<<20 {
+			t.Errorf("%d bytes copied and %d not, want %d and %d", s.CopiedBytes, s.ZeroCopiedBytes, n, 1<<20)
+		}
 	}
 }
 
