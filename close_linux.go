@@ -113,7 +113,7 @@ func (h *holding) begin(s *socket, linger unix.Linger) {
 			_ = unix.Shutdown(int(fd), unix.SHUT_RDWR) // fails if the peer has reset: then nothing is left to end
 			discardReceived(fd)
 		}
-		if err := thePoller.watch(int(fd), s, false); err != nil {
+		if err := s.watchHeld(fd); err != nil {
 			abort = true // nobody would hear the completions: make them come now
 		}
 	})
@@ -130,6 +130,13 @@ func (h *holding) begin(s *socket, linger unix.Linger) {
 		case <-time.After(time.Duration(linger.Linger) * time.Second):
 		}
 	}
+}
+
+// watchHeld has the poller watch the second descriptor, to which nothing leads that was said of the first.
+func (s *socket) watchHeld(fd uintptr) error {
+	s.readers.mu.Lock()
+	defer s.readers.mu.Unlock()
+	return s.setWatch(fd, false)
 }
 
 // after replaces what the clock will do, unless the wait has ended.

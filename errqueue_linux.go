@@ -91,8 +91,8 @@ func (s *socket) drained() {
 }
 
 func (e *errorQueue) drainSocket(fd uintptr) {
-	e.drainAll(e.s, fd)
-	e.s.rewatch(fd)
+	_, ended := e.drainAll(e.s, fd)
+	e.s.rewatch(fd, ended)
 }
 
 // drain reads the error queue until it is empty, and returns how many IDs came back. It does not block, and nothing
@@ -100,26 +100,27 @@ func (e *errorQueue) drainSocket(fd uintptr) {
 func (s *socket) drain(fd uintptr) (ids uint64) {
 	e := errorQueues.Get().(*errorQueue)
 	defer errorQueues.Put(e)
-	return e.drainAll(s, fd)
+	ids, _ = e.drainAll(s, fd)
+	return ids
 }
 
-func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
+// drainAll also reports whether the socket still shows a hang-up or an error once the queue is empty.
+func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64, ended bool) {
 	s.drainMu.Lock()
 	defer s.drainMu.Unlock()
 	s.stats.drains.Add(1)
 	e.calls = 0
 	defer func() { s.stats.syscalls.Add(e.calls) }()
 	for more := true; more; {
-		var suspect bool
-		more, suspect = e.fill(s, fd)
+		more, ended = e.fill(s, fd)
 		// Completions of a purged queue look like all others: ask before they are booked. A dead socket sets its
 		// error before it purges (tcp_reset, tcp_done_with_error in net/ipv4/tcp_input.c).
-		if suspect {
+		if ended {
 			s.suspect(fd)
 		}
 		ids += s.book(e.news)
 	}
-	return ids
+	return ids, ended
 }
 
 // suspect looks at a socket that shows signs of being dead.

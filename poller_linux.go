@@ -27,6 +27,12 @@ type poller struct {
 	left    map[*socket]struct{} // their completions are left to their writers
 }
 
+// interest is what to watch a socket for beside errors and hang-ups, and how.
+type interest struct {
+	read bool // for readability, too
+	news bool // report each event that comes, for good, and not one and no more before rewatch
+}
+
 // watch has the poller report errors and hang-ups of fd to s, and if read is set also readability: once, and not again
 // before rewatch. Every call also reports what is the case already.
 func (p *poller) watch(fd int, s *socket, read bool) error {
@@ -35,7 +41,7 @@ func (p *poller) watch(fd int, s *socket, read bool) error {
 	if err := p.start(); err != nil {
 		return err
 	}
-	ev := event(fd, read)
+	ev := event(fd, interest{read: read})
 	op := unix.EPOLL_CTL_ADD
 	if p.sockets[ev.Fd] == s {
 		op = unix.EPOLL_CTL_MOD
@@ -48,21 +54,25 @@ func (p *poller) watch(fd int, s *socket, read bool) error {
 	return nil
 }
 
-// rewatch sets the watch of fd again, if it is still there.
-func (p *poller) rewatch(fd int, s *socket, read bool) {
+// rewatch sets the watch of fd again, and reports whether it is still there.
+func (p *poller) rewatch(fd int, s *socket, in interest) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.sockets[int32(fd)] != s {
-		return
+		return false
 	}
-	ev := event(fd, read)
+	ev := event(fd, in)
 	_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_MOD, fd, &ev) // there is no way for it to fail: fd is watched
+	return true
 }
 
 // event describes what to watch fd for. Errors and hang-ups are always reported.
-func event(fd int, read bool) unix.EpollEvent {
+func event(fd int, in interest) unix.EpollEvent {
 	ev := unix.EpollEvent{Events: unix.EPOLLONESHOT, Fd: int32(fd)}
-	if read {
+	if in.news {
+		ev.Events = unix.EPOLLET
+	}
+	if in.read {
 		ev.Events |= unix.EPOLLIN | unix.EPOLLRDHUP
 	}
 	return ev
@@ -252,7 +262,7 @@ func (s *socket) awaitRead() (<-chan struct{}, error) {
 		return ready, nil
 	}
 	var err error
-	if ctlErr := s.raw.Control(func(fd uintptr) { err = thePoller.watch(int(fd), s, true) }); ctlErr != nil {
+	if ctlErr := s.raw.Control(func(fd uintptr) { err = s.setWatch(fd, true) }); ctlErr != nil {
 		return nil, cause(ctlErr)
 	}
 	if r.armed = err == nil; r.armed {
@@ -272,11 +282,30 @@ func (s *socket) readable() {
 }
 
 // rewatch sets the watch again, of whatever is waited for now.
-func (s *socket) rewatch(fd uintptr) {
-	s.readers.mu.Lock()
-	defer s.readers.mu.Unlock()
+//
+// Setting it reports what is the case already. A connection that has ended, whether by a reset, by Close or by both its
+// ends, shows that until its descriptor is closed, which may be long after: to report it again and again would keep a
+// processor busy. So from there on it is watched for news, and once that is set it stays.
+func (s *socket) rewatch(fd uintptr, ended bool) {
+	r := &s.readers
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ended && r.news {
+		return
+	}
 	s.stats.syscalls.Add(1)
-	thePoller.rewatch(int(fd), s, s.readers.armed)
+	if thePoller.rewatch(int(fd), s, interest{read: r.armed, news: ended}) {
+		r.news = ended
+	}
+}
+
+// setWatch sets the watch of a descriptor that may have none yet. s.readers.mu is held.
+func (s *socket) setWatch(fd uintptr, read bool) error {
+	err := thePoller.watch(int(fd), s, read)
+	if err == nil {
+		s.readers.news = false
+	}
+	return err
 }
 
 // watch has completions heard from before the first flagged call on. A connection that is being closed needs no
@@ -291,7 +320,7 @@ func (s *socket) watch(fd uintptr) error {
 	if s.closing.Load() {
 		return nil
 	}
-	if err := thePoller.watch(int(fd), s, r.armed); err != nil { // a reader may have come first
+	if err := s.setWatch(fd, r.armed); err != nil { // a reader may have come first
 		return err
 	}
 	s.watched.Store(true)

@@ -67,6 +67,7 @@ type readWaiters struct {
 	mu       sync.Mutex
 	ready    chan struct{} // closed when the socket is readable, closed, or its deadline has changed; nil if nobody waits
 	armed    bool          // the poller looks for readability
+	news     bool          // it does so for good, see rewatch
 	deadline time.Time
 	known    bool // deadline was set here; before that only the runtime knows it
 }
