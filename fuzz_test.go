@@ -175,7 +175,7 @@ func (m *ledgerModel) seal() {
 	}
 	w := m.open
 	w.sealed = true
-	w.failed = len(w.out) == 0 && m.failed
+	w.failed = len(w.out) == 0 && m.failed && w.c.lo < w.c.hi
 	if m.l.seal(w.c, false) != w.ticket {
 		m.t.Fatal("seal returned another ticket")
 	}

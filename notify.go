@@ -304,7 +304,9 @@ func (l *ledger) finish(c *claim, finished *claim) *claim {
 	if !c.sealed || c.pending > 0 || c.settled {
 		return finished
 	}
-	c.err = l.failed
+	if c.lo < c.hi { // of a write that queued nothing there is nothing to fail
+		c.err = l.failed
+	}
 	c.next = finished
 	return c
 }
