@@ -534,7 +534,7 @@ var resetStates = []struct {
 	}},
 	{"in the middle of a write", func(t *testing.T, s *resetScene) {
 		var ticket Ticket
-		w := beginWriting(func() (err error) { ticket, err = s.c.WritePinned(s.p); return err })
+		w := beginCall(func() (err error) { ticket, err = s.c.WritePinned(s.p); return err })
 		s.awaitFull(t)
 		reset(t, s.far)
 		err := w.wait(t)
@@ -623,7 +623,7 @@ var resetStates = []struct {
 	}},
 	{"while Flush waits", func(t *testing.T, s *resetScene) {
 		ticket := s.inFlight(t)
-		flushing := beginWriting(func() error { return s.c.Flush(context.Background()) })
+		flushing := beginCall(func() error { return s.c.Flush(context.Background()) })
 		eventually(t, "Flush waits", func() bool { return s.c.s.ledger().waited.Load() > 0 })
 		reset(t, s.far)
 		if err := flushing.wait(t); !errors.Is(err, ErrConnFailed) {
@@ -664,7 +664,7 @@ func (s *resetScene) awaitFull(t *testing.T) {
 // A pendingCall is a call in another goroutine.
 type pendingCall chan error
 
-func beginWriting(f func() error) pendingCall {
+func beginCall(f func() error) pendingCall {
 	p := make(pendingCall, 1)
 	go func() { p <- f() }()
 	return p
