@@ -32,6 +32,24 @@ type Config struct {
 	// connection. 0 means DefaultCloseTimeout.
 	CloseTimeout time.Duration
 
+	// Guard finds who writes to memory in flight. It is for tests and for the hunt after such a mistake: it costs two or
+	// more mprotect calls (and splits huge pages), or two checksums, and some allocations for each write. Off, it costs
+	// nothing.
+	//
+	// Memory of Alloc or of a Pool is write-protected from before it is sent until its completion: a stray write faults,
+	// at its line, which ends the program (see runtime/debug.SetPanicOnFault), and a read(2) into it fails with EFAULT. On
+	// linux/amd64 the runtime's message and stack come after a line, on standard error, that names the WritePinned call
+	// which lent the memory; elsewhere Logger hears of each such loan at debug level. Memory of Pin, and pages that are lent
+	// in part, cannot be protected. They are checksummed, and if they have changed at completion the ticket reports
+	// [ErrChangedInFlight] with what, where and when; so does Logger, or slog.Default() if it is nil, at level error. Both
+	// look like this:
+	//
+	//	zcnet guard: memory in flight is write-protected: ...
+	//
+	// Memory that is written to in flight on purpose, as in live migration, must not be sent by a guarded connection. So
+	// that mistakes show over loopback, too, a guarded connection goes on sending without copying on a path that copies.
+	Guard bool
+
 	// ErrorQueue is called with each message of the socket's error queue that is not a zero-copy completion, such as a
 	// transmit timestamp (SO_TIMESTAMPING) or an ICMP error (IP_RECVERR), in the order of the queue, and never twice at
 	// a time for one connection. It is called by the goroutine that reads the queue: the library's poller, which serves
@@ -69,6 +87,7 @@ func (cfg *Config) withDefaults() *Config {
 	if full.CloseTimeout <= 0 {
 		full.CloseTimeout = DefaultCloseTimeout
 	}
+	full.insist = full.insist || full.Guard
 	return &full
 }
 

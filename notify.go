@@ -317,6 +317,7 @@ func (l *ledger) settle(finished *claim) {
 		return
 	}
 	for c := finished; c != nil; c = c.next {
+		c.err = c.loan.endGuard(c.err) // nobody else looks at it before the claim is settled
 		c.loan.giveBack()
 	}
 	l.mu.Lock()

@@ -88,6 +88,8 @@ type region struct {
 	state atomic.Uint64 // generation<<regionGen | loans*regionLoan | regionReleased
 
 	cleanup runtime.Cleanup // for the case that it is dropped
+
+	guarded atomic.Pointer[guardedPages] // nil if it was never guarded
 }
 
 // The parts of region.state.
@@ -159,6 +161,7 @@ func (r *region) reclaim(state uint64) {
 type loan struct {
 	regions []*region
 	pinner  runtime.Pinner // for memory on the Go heap: neither moved nor collected while pinned
+	guard   *guard         // of guard mode; nil otherwise
 }
 
 // take borrows the memory of all of ps, or none.
@@ -185,6 +188,16 @@ func (ln *loan) pass(to *loan, ps []Pinned) {
 			to.pinner.Pin(&p.b[0])
 		}
 	}
+}
+
+// endGuard ends the guard, if there is one, and adds to the ticket's error what it has found.
+func (ln *loan) endGuard(err error) error {
+	if ln.guard == nil {
+		return err
+	}
+	g := ln.guard
+	ln.guard = nil
+	return g.lift(err)
 }
 
 // giveBack ends the loan and leaves it empty.

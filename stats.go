@@ -32,6 +32,8 @@ type Stats struct {
 	EnobufsOptmem  uint64 // ENOBUFS by net.core.optmem_max
 	EnobufsMemlock uint64 // ENOBUFS by RLIMIT_MEMLOCK
 
+	GuardViolations uint64 // tickets that reported ErrChangedInFlight
+
 	SlowReads uint64 // reads that the runtime's poller refused and the library's served
 
 	Released         uint64        // tickets done
@@ -59,6 +61,7 @@ type counters struct {
 	drains, foreign, slowReads    atomic.Uint64
 	wakeups, syscalls             atomic.Uint64
 	enobufsOptmem, enobufsMemlock atomic.Uint64
+	guardViolations               atomic.Uint64
 }
 
 // count books a write that has ended.
@@ -92,6 +95,7 @@ func (c *Conn) Stats() Stats {
 		Syscalls:              s.stats.syscalls.Load(),
 		EnobufsOptmem:         s.stats.enobufsOptmem.Load(),
 		EnobufsMemlock:        s.stats.enobufsMemlock.Load(),
+		GuardViolations:       s.stats.guardViolations.Load(),
 		SlowReads:             s.stats.slowReads.Load(),
 		Released:              l.released,
 		ReleaseTotal:          l.releaseTotal,

@@ -101,6 +101,7 @@ func (t Ticket) Done() <-chan struct{} {
 //   - nil when the memory is free and the connection was healthy when the completion came, which for TCP means
 //     that the peer's kernel has acknowledged the bytes;
 //   - an error that matches [ErrConnFailed] when the memory is free and the data is not known to have arrived;
+//   - an error that matches [ErrChangedInFlight], under Config.Guard, when the memory is free and was written to before;
 //   - an error that matches [ErrReleaseUnproven] when the memory will never be known to be free;
 //   - ctx.Err() when ctx ended first; the ticket is still pending then, and the memory still lent.
 //

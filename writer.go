@@ -358,6 +358,9 @@ func (w *write) sendFlagged(fd uintptr) error {
 	if w.claim == nil {
 		w.claim = w.s.ledger().begin()
 		w.loan.pass(&w.claim.loan, w.bufs[w.copies:])
+		if w.s.cfg.Guard {
+			w.claim.loan.guard = w.guard()
+		}
 	}
 	w.gather(w.size, true)
 	if !w.s.ledger().reserve() {
@@ -503,6 +506,7 @@ func (w *write) noBuffers(fd uintptr) {
 func (w *write) ticket() Ticket {
 	switch {
 	case w.claim != nil:
+		w.unguard()
 		return w.s.ledger().seal(w.claim, w.helped)
 	case w.queued > 0:
 		return copiedTicket

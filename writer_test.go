@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -41,6 +42,10 @@ var writerKinds = []struct {
 	{"Conn with small bounds", func(t *testing.T) (net.Conn, net.Conn) {
 		c, s := loopbackPair(t)
 		return wrap(t, c, &Config{Threshold: 1, MaxInFlight: 64 << 10, insist: true}), s
+	}},
+	{"Conn with Guard", func(t *testing.T) (net.Conn, net.Conn) {
+		c, s := loopbackPair(t)
+		return wrap(t, c, &Config{Threshold: 1, Guard: true, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}), s
 	}},
 	{"TCP", func(t *testing.T) (net.Conn, net.Conn) {
 		c, s := loopbackPair(t)
