@@ -32,22 +32,23 @@ type Config struct {
 	// connection. 0 means DefaultCloseTimeout.
 	CloseTimeout time.Duration
 
-	// Guard finds who writes to memory in flight. It is for tests and for the hunt after such a mistake: it costs two or
-	// more mprotect calls (and splits huge pages), or two checksums, and some allocations for each write. Off, it costs
-	// nothing.
+	// Guard finds who writes to memory in flight, as the package comment shows. It is for tests and for the hunt after such
+	// a mistake. Each write costs mprotect calls, which split huge pages, or two checksums, and some allocations; off, it
+	// costs nothing.
 	//
-	// Memory of Alloc or of a Pool is write-protected from before it is sent until its completion: a stray write faults,
-	// at its line, which ends the program (see runtime/debug.SetPanicOnFault), and a read(2) into it fails with EFAULT. On
-	// linux/amd64 the runtime's message and stack come after a line, on standard error, that names the WritePinned call
-	// which lent the memory; elsewhere Logger hears of each such loan at debug level. Memory of Pin, and pages that are lent
-	// in part, cannot be protected. They are checksummed, and if they have changed at completion the ticket reports
-	// [ErrChangedInFlight] with what, where and when; so does Logger, or slog.Default() if it is nil, at level error. Both
-	// look like this:
+	// Memory of Alloc or of a Pool is write-protected from before it is sent until it is the caller's again. A write to it
+	// faults, which ends the program, unless runtime/debug.SetPanicOnFault makes a panic of it; a system call that would
+	// write to it, as Read does, fails with EFAULT. Memory of Pin, and pages of which only a part is lent, are checksummed
+	// instead. If they have changed at completion, the ticket reports [ErrChangedInFlight] with what, where and when, and so
+	// does Logger, or slog.Default() if that is nil, at level error. Memory that must be written to in flight, as in live
+	// migration, is not for a guarded connection.
 	//
-	//	zcnet guard: memory in flight is write-protected: ...
+	// On linux/amd64 a line on standard error tells who has lent the memory, before the runtime tells of the fault: for
+	// that the first guarded write puts a handler in front of the runtime's for SIGSEGV. On other architectures there is no
+	// such line, but Logger hears, at debug level, of each range that is protected.
 	//
-	// Memory that is written to in flight on purpose, as in live migration, must not be sent by a guarded connection. So
-	// that mistakes show over loopback, too, a guarded connection goes on sending without copying on a path that copies.
+	// So that mistakes show over loopback, too, a guarded connection goes on sending without copying where the kernel
+	// copies. What the library copies, below Threshold for example, is not in flight and not guarded.
 	Guard bool
 
 	// ErrorQueue is called with each message of the socket's error queue that is not a zero-copy completion, such as a

@@ -23,6 +23,25 @@
 //  4. [Conn.Close] keeps the contract: it returns at once, and the descriptor is held in the background until the
 //     kernel has given the memory back. Memory whose release is never proven is never used again.
 //
+// Whoever breaks the second rule corrupts data in silence, unless Config.Guard is set. Then
+//
+//	ticket, err := w.WritePinned(buf)     // main.go:40
+//	...
+//	copy(buf.Bytes()[4096:], "too early") // main.go:35
+//
+// ends the program, if buf is of [Alloc] or of a [Pool] (shortened):
+//
+//	zcnet guard: memory in flight is write-protected: 0x7fcc4241c000 to 0x7fcc4251c000, lent by WritePinned of 1048576 bytes at main.go:40 (main.send), on 2026-11-22 19:37:46.262923, not completed yet
+//	unexpected fault address 0x7fcc4241d000
+//	fatal error: fault
+//	goroutine 1 [running]:
+//	main.main()
+//		main.go:35
+//
+// and if it is of [Pin], the ticket reports, and the log says:
+//
+//	zero-copy write 1 (1048576 bytes): memory was changed while in flight, and the peer may have received either content: bytes 4096 to 8191 of it, lent by WritePinned at main.go:40 (main.send), on 2026-11-22 19:37:45.249736, found on 2026-11-22 19:37:46.252775
+//
 // Writes of every kind are contiguous in the stream and in order with each other, whichever goroutine they come from.
 //
 // # When it copies
