@@ -23,9 +23,12 @@ type holding struct {
 	once  sync.Once
 	done  chan struct{} // closed when the descriptor is
 	begun atomic.Bool   // the poller watches it: from now on the last completion ends it
+	cut   bool          // received bytes were discarded: the peer is to be told; set before begun
 	mu    sync.Mutex
 	timer *time.Timer
 	ended bool
+
+	looking atomic.Bool // whether the end of the stream has been acknowledged
 }
 
 // control calls f with a descriptor of the socket, before and after Close.
@@ -111,7 +114,7 @@ func (h *holding) begin(s *socket, linger unix.Linger) {
 	_ = h.raw.Control(func(fd uintptr) {
 		if !abort {
 			_ = unix.Shutdown(int(fd), unix.SHUT_RDWR) // fails if the peer has reset: then nothing is left to end
-			discardReceived(fd)
+			h.cut = discardReceived(fd)
 		}
 		if err := s.watchHeld(fd); err != nil {
 			abort = true // nobody would hear the completions: make them come now
@@ -181,10 +184,35 @@ func (s *socket) abandon() {
 // finishClose ends the wait if nothing is in flight any more.
 func (s *socket) finishClose() {
 	s.letGo()
-	if h := s.held.Load(); h != nil && h.begun.Load() && s.ledger().idle() {
+	if h := s.held.Load(); h != nil && h.begun.Load() && s.ledger().idle() && h.mayCut(s) {
 		s.finish(h)
 	}
 }
+
+// mayCut prepares a connection of which received bytes were discarded for its end: a reset, as close(2) with unread bytes
+// makes one at once. Without it a peer that is blocked in Write, our window having been full, would probe it for minutes:
+// after shutdown(2) nothing opens it (__tcp_cleanup_rbuf in net/ipv4/tcp.c). But first the peer must have acknowledged the
+// end of the stream, which the reset would overtake; as long as it has not, mayCut returns false and looks again soon.
+func (h *holding) mayCut(s *socket) (ready bool) {
+	if !h.cut {
+		return true
+	}
+	_ = h.raw.Control(func(fd uintptr) {
+		if ready = acknowledged(fd); ready {
+			_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+	})
+	if !ready && !h.looking.Swap(true) {
+		time.AfterFunc(untilAcknowledged, func() {
+			h.looking.Store(false)
+			s.finishClose()
+		})
+	}
+	return ready
+}
+
+// untilAcknowledged is the time between two looks.
+const untilAcknowledged = 10 * time.Millisecond
 
 // finish closes the second descriptor, once.
 func (s *socket) finish(h *holding) {

@@ -649,6 +649,47 @@ func TestCloseDeliversThoughReceivedBytesWereLeftUnread(t *testing.T) {
 	expectEOF(t, far)
 }
 
+// TestPeerThatIsBlockedInWriteIsResetByClose closes while our receive window is full, which nothing opens any more.
+func TestPeerThatIsBlockedInWriteIsResetByClose(t *testing.T) {
+	near, far := narrowPair(t)
+	c := wrap(t, near, insist)
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := far.Write(make([]byte, 64<<20))
+		wrote <- err
+	}()
+	eventually(t, "our receive window is full", func() (full bool) {
+		before := unreadBytes(t, near)
+		time.Sleep(20 * time.Millisecond)
+		return before > 0 && unreadBytes(t, near) == before
+	})
+	want := noise(16<<10, 1)
+	ticket, err := c.WritePinned(Pin(want))
+	check(t, err)
+	check(t, c.Close())
+	expect(t, far, want)
+	expectEOF(t, far)
+	check(t, ticket.Wait(testContext(t)))
+	select {
+	case err := <-wrote:
+		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("the peer's Write: %v, want a reset", err)
+		}
+	case <-time.After(testTimeout):
+		t.Error("the peer's Write goes on blocking")
+	}
+}
+
+// unreadBytes returns how many bytes c has received that were not read.
+func unreadBytes(t *testing.T, c *net.TCPConn) (n int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	check(t, err)
+	check(t, raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ) }))
+	check(t, err)
+	return n
+}
+
 func TestASocketIsWrappedOnce(t *testing.T) {
 	near, far := loopbackPair(t)
 	for range 2 {

@@ -138,14 +138,21 @@ func lostUnacknowledged(fd uintptr) bool {
 
 // discardReceived drops what was received and not read, which would make the last close(2) reset the connection and lose
 // what is still queued (tcp_close in net/ipv4/tcp.c). The caller has shut the socket down for reading, so that there is
-// an end to it. With MSG_TRUNC no memory is touched (tcp(7)).
-func discardReceived(fd uintptr) {
+// an end to it. With MSG_TRUNC no memory is touched (tcp(7)). It reports whether there was anything.
+func discardReceived(fd uintptr) (some bool) {
 	for {
 		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd, 0, 1<<20, unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
 		if errno != unix.EINTR && (errno != 0 || n == 0) {
-			return
+			return some
 		}
+		some = some || errno == 0
 	}
+}
+
+// acknowledged reports whether the peer has acknowledged all that was sent, or never will.
+func acknowledged(fd uintptr) bool {
+	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	return err != nil || left == 0
 }
 
 // disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can
