@@ -29,14 +29,13 @@ const (
 var (
 	trapTable *[trapCount]trap // mapped
 	trapsUsed uintptr          // the traps from this one on were never set
-	trapNext  uintptr          // the handler that was there before
+	trapNext  uintptr          // the handler that was there before; 0 until ours is
 )
 
 // traps says which of the table are free.
 var traps struct {
-	mu        sync.Mutex
-	free      []int
-	installed bool // it was tried
+	mu   sync.Mutex
+	free []int
 }
 
 // setTrap has message written to standard error when a write to b faults. It returns the number of the trap; a negative one
@@ -44,13 +43,12 @@ var traps struct {
 func setTrap(b []byte, message string) int {
 	traps.mu.Lock()
 	defer traps.mu.Unlock()
-	if !traps.installed {
-		traps.installed = true
+	if trapNext == 0 {
 		installTraps()
 	}
 	i := int(trapsUsed)
 	switch n := len(traps.free); {
-	case trapTable == nil:
+	case trapNext == 0:
 		return -1
 	case n > 0:
 		i, traps.free = traps.free[n-1], traps.free[:n-1]
@@ -92,7 +90,7 @@ type sigaction struct {
 }
 
 // installTraps makes the table and puts the handler in front of the one that is there, with the same mask, stack and
-// flags. It leaves the table nil if there is none to go on to.
+// flags. It leaves trapNext 0 if there is none to go on to.
 func installTraps() {
 	var act sigaction
 	if !rtSigaction(nil, &act) || act.handler <= 1 { // SIG_DFL, SIG_IGN
@@ -106,7 +104,7 @@ func installTraps() {
 	trapNext = act.handler
 	act.handler = trapHandler()
 	if !rtSigaction(&act, nil) {
-		trapTable = nil
+		trapTable, trapNext = nil, 0
 		unmapMemory(mem)
 	}
 }
