@@ -282,7 +282,7 @@ func callSite() (call, site string) {
 		f, more = frames.Next()
 		switch packageOf(f.Function) {
 		case own:
-			if strings.HasSuffix(f.File, "_test.go") {
+			if strings.HasSuffix(f.File, "_test.go") { // a caller, though of the same package
 				return call, describeFrame(f)
 			}
 			call = f.Function[strings.LastIndexByte(f.Function, '.')+1:]
