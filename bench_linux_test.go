@@ -58,7 +58,7 @@ var (
 	modeCopy  = benchMode{"copy", openBenchCopy}
 	modeNaive = benchMode{"naive", openBenchNaive}
 	modeZcnet = benchMode{"zcnet", openBenchZcnet(nil)}
-	// modeInsist goes on sending zero-copy where the kernel copies: it shows over loopback, which loses nothing, what the
+	// modeInsist goes on sending zero-copy where the kernel copies: it shows over loopback, which hardly loses anything, what the
 	// completions cost.
 	modeInsist = benchMode{"insist", openBenchZcnet(insist)}
 )
