@@ -349,6 +349,52 @@ func TestConnectionThatHasEndedKeepsNobodyBusy(t *testing.T) {
 	}
 }
 
+// TestCompletionsAreHeardAfterBothEndsOfTheStream has the connection hang up while bytes are in flight, of which the peer
+// takes a few at a time.
+func TestCompletionsAreHeardAfterBothEndsOfTheStream(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("and Close %v", closed), func(t *testing.T) {
+			onEachLink(t, func(t *testing.T, pair pairMaker) {
+				near, far := pair(t)
+				c := wrap(t, near, hourly)
+				socket := watchDescriptors(t, c)
+				p, want := allocNoise(t, 8<<20, 1)
+				ticket, queued := pendingWrite(t, c, p)
+				p.Release()
+				check(t, far.CloseWrite())
+				expectEOF(t, c)
+				check(t, c.CloseWrite())
+				doze()
+				if closed {
+					check(t, c.Close())
+					doze()
+				}
+				if ticket.Ready() {
+					t.Error("the ticket is done though the peer has not read")
+				}
+				const parts = 4
+				for i := range parts {
+					expect(t, far, want[i*queued/parts:(i+1)*queued/parts])
+					doze()
+				}
+				expectEOF(t, far)
+				select { // Wait would itself look
+				case <-ticket.Done():
+				case <-time.After(testTimeout):
+					t.Error("nobody heard the last completion")
+				}
+				check(t, ticket.Wait(testContext(t)))
+				check(t, far.Close())
+				if !closed {
+					check(t, c.Close())
+				}
+				wantFreed(t, p)
+				wantNothingLeft(t, c, socket)
+			})
+		})
+	}
+}
+
 // smallPair returns a connection whose far end is prepared before there is a connection, so that what it says in the
 // handshake is as small as what it does later. link is nil for loopback.
 func smallPair(t *testing.T, link *lab.Link, prepare func(fd int) error) (near, far *net.TCPConn) {
@@ -775,7 +821,7 @@ func TestPeerMaySendWhateverAfterOurCloseWrite(t *testing.T) {
 }
 
 // TestPeerThatFloodsUs has the peer send as much as it can, which nobody reads, while we send: Close comes to an end
-// all the same, and by the peer's doing long before its timeout.
+// all the same, long before its timeout.
 func TestPeerThatFloodsUs(t *testing.T) {
 	for _, peer := range []struct {
 		name  string
@@ -816,7 +862,10 @@ func TestPeerThatFloodsUs(t *testing.T) {
 				}
 				wantFreed(t, p)
 				wantNothingLeft(t, c, socket)
-				flooding.Wait() // which the reset ends
+				// A peer that still waits for us to read finds out when its kernel asks ours the next time, which may be after
+				// tcp_fin_timeout. That is not our affair any more.
+				check(t, far.Close())
+				flooding.Wait()
 			})
 		})
 	}
