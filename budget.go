@@ -72,8 +72,9 @@ func (w *write) withinBounds(fd uintptr) bool {
 
 // fit sets the size of the next flagged call, or returns why there can be none now.
 func (w *write) fit() (why reason, ok bool) {
-	bytes, ids := w.s.ledger().inFlight()
-	room, why := w.limits.pinned-inProcess.pinned()-pinnedFor(0, 1), reasonMemlock
+	l := w.s.ledger()
+	bytes, ids := l.inFlight()
+	room, why := w.limits.pinned-l.total.pinned()-pinnedFor(0, 1), reasonMemlock
 	if most := w.s.cfg.MaxInFlight; most > 0 && most-bytes < room {
 		room, why = most-bytes, reasonInFlight
 	}

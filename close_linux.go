@@ -3,10 +3,8 @@ package zcnet
 import (
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +16,7 @@ import (
 
 // holding is the descriptor that outlives Close, and the clock that ends its wait.
 type holding struct {
-	file  *os.File
-	raw   syscall.RawConn
+	duplicate
 	once  sync.Once
 	done  chan struct{} // closed when the descriptor is
 	begun atomic.Bool   // the poller watches it: from now on the last completion ends it
@@ -55,17 +52,17 @@ func (s *socket) closeOnce() (h *holding, linger unix.Linger, err error) {
 	defer s.closeMu.Unlock()
 	busy := s.ledger().close() // first of all: a flagged call is in flight by now, or will not be made
 	if s.startClosing() {
-		return nil, linger, s.tc.Close()
+		return nil, linger, s.kernel.close()
 	}
 	s.readers.wake()
 	if !busy {
 		_ = s.raw.Control(s.unwatch)
-		return nil, linger, s.tc.Close()
+		return nil, linger, s.kernel.close()
 	}
 	if h, linger, err = s.hold(); err != nil {
 		return nil, linger, s.closeUnheld(err)
 	}
-	return h, linger, s.tc.Close()
+	return h, linger, s.kernel.close()
 }
 
 // startClosing says that the connection is being closed: under the lock that watching takes, so that no call will
@@ -76,32 +73,18 @@ func (s *socket) startClosing() (again bool) {
 	return s.closing.Swap(true)
 }
 
-// hold makes a second descriptor and takes the first from the poller. It returns the socket's SO_LINGER, and turns a
-// time off, for it would make the last close(2) block.
+// hold makes a second descriptor and takes the first from the poller. It returns the socket's SO_LINGER.
 func (s *socket) hold() (h *holding, linger unix.Linger, err error) {
-	dup := -1
+	h = &holding{done: make(chan struct{})}
 	ctlErr := s.raw.Control(func(fd uintptr) {
-		if dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err != nil {
-			err = os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
-			return
+		if h.duplicate, linger, err = s.kernel.duplicate(fd); err == nil {
+			s.unwatch(fd)
 		}
-		s.unwatch(fd)
 	})
 	if ctlErr != nil {
 		return nil, linger, cause(ctlErr)
 	}
 	if err != nil {
-		return nil, linger, err
-	}
-	if l, lingerErr := unix.GetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER); lingerErr == nil {
-		linger = *l
-	}
-	if linger.Onoff != 0 && linger.Linger > 0 {
-		_ = unix.SetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
-	}
-	h = &holding{file: os.NewFile(uintptr(dup), "tcp"), done: make(chan struct{})}
-	if h.raw, err = h.file.SyscallConn(); err != nil {
-		h.file.Close()
 		return nil, linger, err
 	}
 	s.held.Store(h)
@@ -113,8 +96,7 @@ func (h *holding) begin(s *socket, linger unix.Linger) {
 	abort := linger.Onoff != 0 && linger.Linger == 0
 	_ = h.raw.Control(func(fd uintptr) {
 		if !abort {
-			_ = unix.Shutdown(int(fd), unix.SHUT_RDWR) // fails if the peer has reset: then nothing is left to end
-			h.cut = discardReceived(fd)
+			h.cut = s.kernel.endStream(fd)
 		}
 		if err := s.watchHeld(fd); err != nil {
 			abort = true // nobody would hear the completions: make them come now
@@ -159,7 +141,7 @@ func (h *holding) after(d time.Duration, f func()) {
 func (s *socket) abort(why string) {
 	s.ledger().fail(fmt.Errorf("%w: %s", ErrConnFailed, why))
 	_ = s.control(func(fd uintptr) {
-		if err := disconnect(fd); err != nil {
+		if err := s.kernel.disconnect(fd); err != nil {
 			s.log(slog.LevelWarn, "could not reset a closed connection", "error", err)
 		}
 	})
@@ -198,8 +180,8 @@ func (h *holding) mayCut(s *socket) (ready bool) {
 		return true
 	}
 	_ = h.raw.Control(func(fd uintptr) {
-		if ready = acknowledged(fd); ready {
-			_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		if ready = s.kernel.acknowledged(fd); ready {
+			s.kernel.resetAtClose(fd)
 		}
 	})
 	if !ready && !h.looking.Swap(true) {
@@ -235,11 +217,11 @@ func (s *socket) closeUnheld(why error) error {
 	s.log(slog.LevelWarn, "closing with memory in flight", "error", why)
 	s.ledger().fail(fmt.Errorf("%w: reset by Close: %v", ErrConnFailed, why))
 	_ = s.raw.Control(func(fd uintptr) {
-		_ = disconnect(fd)
+		_ = s.kernel.disconnect(fd)
 		s.drain(fd)
 		s.unwatch(fd)
 	})
-	err := s.tc.Close()
+	err := s.kernel.close()
 	s.abandon()
 	return err
 }

@@ -125,7 +125,7 @@ func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if err := enableZeroCopy(raw); err != nil {
 		return nil, err
 	}
-	conn := &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, cfg: cfg.withDefaults()}}
+	conn := &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, kernel: system{c}, cfg: cfg.withDefaults()}}
 	runtime.AddCleanup(conn, (*socket).dropped, conn.s)
 	return conn, nil
 }
@@ -188,9 +188,10 @@ type Conn struct {
 
 // socket is everything about a Conn but its face. The poller refers to it while completions are expected.
 type socket struct {
-	tc  *net.TCPConn
-	raw syscall.RawConn
-	cfg *Config
+	tc     *net.TCPConn
+	raw    syscall.RawConn
+	kernel kernel
+	cfg    *Config
 
 	books   atomic.Pointer[ledger] // see ledger
 	path    pathState
@@ -235,7 +236,7 @@ func networkOf(c *net.TCPConn) string {
 	if op, ok := err.(*net.OpError); ok {
 		return op.Net
 	}
-	return c.LocalAddr().Network()
+	return "tcp"
 }
 
 type failingReader struct{}

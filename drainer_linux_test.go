@@ -132,7 +132,7 @@ func TestPollerLeavesNothingWhileSomebodyWaits(t *testing.T) {
 // TestNoCompletionIsLeftWhileSomebodyWaits lets the beginning of a wait meet the poller in every way that 200,000 tries
 // bring about.
 func TestNoCompletionIsLeftWhileSomebodyWaits(t *testing.T) {
-	var s socket
+	s := socket{kernel: system{}}
 	for range 200_000 {
 		s.drainer.called()
 		var meeting sync.WaitGroup

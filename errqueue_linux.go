@@ -125,7 +125,7 @@ func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64, ended bool) {
 
 // suspect looks at a socket that shows signs of being dead.
 func (s *socket) suspect(fd uintptr) {
-	if lostUnacknowledged(fd) {
+	if s.kernel.lostUnacknowledged(fd) {
 		s.ledger().fail(ErrConnFailed)
 	}
 	s.readers.wake() // the error, if it is one, is for them
@@ -136,7 +136,7 @@ func (s *socket) suspect(fd uintptr) {
 func (e *errorQueue) fill(s *socket, fd uintptr) (more, suspect bool) {
 	e.news = e.news[:0]
 	for len(e.news) < cap(e.news) {
-		events := e.pollNow(fd)
+		events := e.pollNow(s, fd)
 		suspect = suspect || events&unix.POLLHUP != 0
 		if events&unix.POLLERR == 0 {
 			return false, suspect
@@ -151,11 +151,10 @@ func (e *errorQueue) fill(s *socket, fd uintptr) (more, suspect bool) {
 }
 
 // pollNow returns the socket's events, POLLERR and POLLHUP among them.
-func (e *errorQueue) pollNow(fd uintptr) int16 {
-	e.poll[0] = unix.PollFd{Fd: int32(fd)}
+func (e *errorQueue) pollNow(s *socket, fd uintptr) int16 {
 	for {
 		e.calls++
-		if _, err := unix.Poll(e.poll[:], 0); err != unix.EINTR {
+		if err := s.kernel.poll(fd, &e.poll); err != unix.EINTR {
 			return e.poll[0].Revents
 		}
 	}
@@ -169,9 +168,9 @@ func (e *errorQueue) receive(s *socket, fd uintptr) error {
 	e.hdr.SetIovlen(1)
 	e.hdr.SetControllen(len(e.control))
 	e.calls++
-	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&e.hdr)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-	if errno != 0 {
-		return errno
+	n, err := s.kernel.receive(fd, &e.hdr)
+	if err != nil {
+		return err
 	}
 	control := e.control[:e.hdr.Controllen]
 	known := len(e.news)

@@ -217,8 +217,13 @@ func (p *poller) report(ev unix.EpollEvent) {
 	if s == nil {
 		return
 	}
+	s.heard(ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP) != 0)
+}
+
+// heard is called by the poller with an event of s: it is readable or has hung up, or else has an error or a completion.
+func (s *socket) heard(readable bool) {
 	s.stats.wakeups.Add(1)
-	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
+	if readable {
 		s.readable()
 	} else if s.leave() {
 		return
@@ -236,7 +241,7 @@ func (p *poller) keepLeft(s *socket) {
 }
 
 // keepLeft is what the drainer needs of the poller, and so is readAllLeft.
-func (s *socket) keepLeft() { thePoller.keepLeft(s) }
+func (s *socket) keepLeft() { s.kernel.keepLeft(s) }
 
 // readAllLeft reads what is left to writers, of all connections.
 func readAllLeft() { thePoller.lookAfter((*socket).readLeft) }
@@ -245,7 +250,7 @@ func readAllLeft() { thePoller.lookAfter((*socket).readLeft) }
 func (s *socket) unwatch(fd uintptr) {
 	s.readers.mu.Lock()
 	defer s.readers.mu.Unlock()
-	thePoller.unwatch(int(fd), s)
+	s.kernel.unwatch(fd, s)
 }
 
 // awaitRead returns a channel that is closed when the socket may have become readable. It must be called before the
@@ -294,14 +299,14 @@ func (s *socket) rewatch(fd uintptr, ended bool) {
 		return
 	}
 	s.stats.syscalls.Add(1)
-	if thePoller.rewatch(int(fd), s, interest{read: r.armed, news: ended}) {
+	if s.kernel.rewatch(fd, s, interest{read: r.armed, news: ended}) {
 		r.news = ended
 	}
 }
 
 // setWatch sets the watch of a descriptor that may have none yet. s.readers.mu is held.
 func (s *socket) setWatch(fd uintptr, read bool) error {
-	err := thePoller.watch(int(fd), s, read)
+	err := s.kernel.watch(fd, s, read)
 	if err == nil {
 		s.readers.news = false
 	}

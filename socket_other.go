@@ -32,6 +32,9 @@ func (m *message) send(uintptr, int) (int, error) { return 0, errNoZeroCopy }
 
 type holding struct{}
 
+// completionKernel is empty, for there are no completions.
+type completionKernel interface{}
+
 func (s *socket) watch(uintptr) error                 { return errNoZeroCopy }
 func (s *socket) drain(uintptr) uint64                { return 0 }
 func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }

@@ -276,7 +276,7 @@ func (w *write) plan() {
 // planFlagged decides for a write that is worth sending without copying.
 func (w *write) planFlagged(now time.Time) {
 	w.flag = true
-	w.limits = currentLimits(now)
+	w.limits = w.s.kernel.currentLimits(now)
 	if !w.s.pathCopies() {
 		return
 	}
@@ -288,7 +288,7 @@ func (w *write) planFlagged(now time.Time) {
 
 // writePlainly sends b, the whole write, as Write does. That costs least for what is copied.
 func (w *write) writePlainly(b []byte) {
-	n, err := w.s.tc.Write(b)
+	n, err := w.s.kernel.write(b)
 	w.syscalls++
 	w.queued, w.err = int64(n), cause(err)
 	w.s.stats.copiedBytes.Add(w.queued)
@@ -400,7 +400,7 @@ func (w *write) sendCopied(fd uintptr) error {
 // send makes the call.
 func (w *write) send(fd uintptr, flags int) (int, error) {
 	w.syscalls++
-	return w.msg.send(fd, flags)
+	return w.s.kernel.send(fd, &w.msg, flags)
 }
 
 // sent moves on after a call that queued n bytes.
@@ -487,7 +487,7 @@ func (w *write) noBuffers(fd uintptr) {
 		s.stats.enobufsOptmem.Add(1)
 		return
 	}
-	w.limits = renewLimits(time.Now())
+	w.limits = s.kernel.renewLimits(time.Now())
 	_, ids := s.ledger().inFlight()
 	if w.limits.blame(ids) == reasonOptmem {
 		s.stats.enobufsOptmem.Add(1)

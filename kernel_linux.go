@@ -1,0 +1,106 @@
+package zcnet
+
+import (
+	"io"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// completionKernel is what completions and Close ask of the system.
+type completionKernel interface {
+	// poll fills in p's events without waiting.
+	poll(fd uintptr, p *[1]unix.PollFd) error
+	// receive reads one message of the error queue into hdr. It does not block.
+	receive(fd uintptr, hdr *unix.Msghdr) (n int, err error)
+	// lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.
+	lostUnacknowledged(fd uintptr) bool
+
+	// watch, rewatch, unwatch and keepLeft are the poller's.
+	watch(fd uintptr, s *socket, read bool) error
+	rewatch(fd uintptr, s *socket, in interest) bool
+	unwatch(fd uintptr, s *socket)
+	keepLeft(s *socket)
+
+	// duplicate makes a second descriptor, whose Close does not block, and returns the socket's SO_LINGER.
+	duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error)
+	// endStream shuts the socket down, drops what was received, and reports whether there was anything.
+	endStream(fd uintptr) (dropped bool)
+	// acknowledged reports whether the peer has acknowledged all that was sent, or never will.
+	acknowledged(fd uintptr) bool
+	// resetAtClose has the last close(2) of the socket reset the connection.
+	resetAtClose(fd uintptr)
+	// disconnect resets the connection, and purges its queues, while notifications can still be read.
+	disconnect(fd uintptr) error
+	// close closes the connection's own descriptor. It waits for writes to leave the kernel.
+	close() error
+}
+
+// duplicate is a second descriptor of a socket.
+type duplicate struct {
+	file io.Closer
+	raw  syscall.RawConn
+}
+
+func (system) poll(fd uintptr, p *[1]unix.PollFd) error {
+	p[0] = unix.PollFd{Fd: int32(fd)}
+	_, err := unix.Poll(p[:], 0)
+	return err
+}
+
+func (system) receive(fd uintptr, hdr *unix.Msghdr) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(hdr)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+func (system) lostUnacknowledged(fd uintptr) bool { return lostUnacknowledged(fd) }
+
+func (system) watch(fd uintptr, s *socket, read bool) error {
+	return thePoller.watch(int(fd), s, read)
+}
+func (system) rewatch(fd uintptr, s *socket, in interest) bool {
+	return thePoller.rewatch(int(fd), s, in)
+}
+func (system) unwatch(fd uintptr, s *socket) { thePoller.unwatch(int(fd), s) }
+func (system) keepLeft(s *socket)            { thePoller.keepLeft(s) }
+
+// duplicate turns a linger time off, for it would make the last close(2) block.
+func (system) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error) {
+	dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return d, linger, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	if l, lingerErr := unix.GetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER); lingerErr == nil {
+		linger = *l
+	}
+	if linger.Onoff != 0 && linger.Linger > 0 {
+		_ = unix.SetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
+	}
+	file := os.NewFile(uintptr(dup), "tcp")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		file.Close()
+		return d, linger, err
+	}
+	return duplicate{file, raw}, linger, nil
+}
+
+func (system) endStream(fd uintptr) (dropped bool) {
+	_ = unix.Shutdown(int(fd), unix.SHUT_RDWR) // fails if the peer has reset: then nothing is left to end
+	return discardReceived(fd)
+}
+
+func (system) acknowledged(fd uintptr) bool { return acknowledged(fd) }
+
+func (system) resetAtClose(fd uintptr) {
+	_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+}
+
+func (system) disconnect(fd uintptr) error { return disconnect(fd) }
+
+func (k system) close() error { return k.tc.Close() }
