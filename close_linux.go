@@ -223,5 +223,6 @@ func (s *socket) closeUnheld(why error) error {
 	})
 	err := s.kernel.close()
 	s.abandon()
+	s.deliver()
 	return err
 }
