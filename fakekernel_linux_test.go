@@ -1,0 +1,530 @@
+package zcnet
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file is a kernel for tests: one TCP socket of pure Go, without a clock or a descriptor. It does nothing by
+// itself. The test says what happens, and which of the next calls goes wrong, so that every run can be repeated.
+//
+// It reads the memory of flagged sends as the real one does, late and more than once: when a segment is transmitted,
+// and again when it is retransmitted. Memory that was written or given away too early shows as wrong bytes.
+
+// fakeKernel is one socket.
+type fakeKernel struct {
+	fail func(format string, args ...any) // reports what a kernel or a caller must never do
+	s    *socket                          // whose poller this is
+
+	mu       sync.Mutex
+	stateful // guarded by mu
+}
+
+type stateful struct {
+	open     map[uintptr]bool // descriptors
+	closing  map[uintptr]bool // those that are not to be used any more
+	users    map[uintptr]int  // calls on them
+	linger   unix.Linger
+	ended    bool // shut down for writing
+	sndbuf   int
+	used     int        // bytes not acknowledged
+	tight    bool       // the system is short of memory: no room whatever the buffer
+	segments []*segment // not acknowledged, in order of the stream; the transmitted ones first
+	held     []*segment // dropped from the queue, but held by a device
+
+	nextID   uint32
+	uargs    []*uarg // outstanding
+	queue    []errorMessage
+	told     []errorMessage      // completions that were read, for duplicates
+	foreign  []ErrorQueueMessage // that were read
+	owner    map[uint32]*writeOp // of every ID
+	copies   bool                // completions say that the kernel copied
+	optmem   int                 // notifications, outstanding or unread
+	memlock  int64               // bytes
+	lim      limits              // what the library is told
+	sockErr  syscall.Errno
+	resetNow bool // a reset has purged the queues, and is about to set the state
+	dead     bool // TCP_CLOSE
+	lost     bool // with bytes that the peer has not acknowledged
+	cut      bool // by disconnect
+
+	sends    []fault // of the next calls, one each
+	receives []fault
+	others   []fault // of the next watch, duplicate or disconnect
+
+	armed    bool // the poller's watch
+	news     bool // it reports changes only
+	changing bool // there was one
+	watched  int  // its descriptor; 0 if there is none
+	left     bool // the poller has left completions
+
+	arriving *writeOp // the operation that is about to take the write lock
+	writer   *writeOp // that holds it
+	waiting  []chan struct{}
+	deadline time.Time
+	change   chan struct{}   // closed when a blocked writer must look again
+	parked   []chan struct{} // calls that are held inside of the kernel
+	unused   chan struct{}   // closed when the last call on a descriptor that is being closed has returned
+}
+
+// A fault is what goes wrong, or happens meanwhile, in one call.
+type fault byte
+
+const (
+	faultNone fault = iota
+	faultPartial
+	faultOneByte
+	faultEAGAIN
+	faultEINTR
+	faultENOBUFS
+	faultEFAULT
+	faultEOPNOTSUPP
+	faultParkBefore // the call stays in the kernel until the test lets it go on
+	faultParkAfter  // the same, when it has already queued its bytes
+	faultEarly      // its completion is read before it returns
+	faultJoin       // it shares the notification of the call before
+	faultCount
+)
+
+// A segment is a piece of the stream that the peer has not acknowledged.
+type segment struct {
+	mem         []byte // what is sent from: the caller's memory, or the kernel's copy
+	want        []byte // what must be in it
+	op          *writeOp
+	u           *uarg // nil if it was copied
+	transmitted bool
+	held        bool // by a device, beyond the acknowledgement
+}
+
+// A uarg is the notification of one flagged call, or of several that were made before any of it was sent
+// (struct ubuf_info_msgzc).
+type uarg struct {
+	lo     uint32
+	n      uint32
+	refs   int
+	bytes  int64
+	copied bool
+}
+
+// errorMessage is a message of the error queue.
+type errorMessage struct {
+	completion
+	n       uint32 // IDs; 0 if this is a foreign message, or an invention
+	control []byte
+	data    []byte
+	foreign bool
+}
+
+const mainFD, dupFD = 3, 4
+
+func newFakeKernel(start uint32, fail func(string, ...any)) *fakeKernel {
+	return &fakeKernel{fail: fail, stateful: stateful{
+		open:    map[uintptr]bool{mainFD: true},
+		closing: map[uintptr]bool{},
+		users:   map[uintptr]int{},
+		owner:   map[uint32]*writeOp{},
+		sndbuf:  256 << 10,
+		nextID:  start,
+		optmem:  1 << 20, memlock: 1 << 40, lim: noLimits,
+		change: make(chan struct{}),
+	}}
+}
+
+// next takes the next fault of a list.
+func next(faults *[]fault) fault {
+	if len(*faults) == 0 {
+		return faultNone
+	}
+	f := (*faults)[0]
+	*faults = (*faults)[1:]
+	return f
+}
+
+func (k *fakeKernel) check(fd uintptr, call string) {
+	if !k.open[fd] {
+		k.fail("%s on descriptor %d, which is closed", call, fd)
+	}
+}
+
+// The write lock and the waits of a *net.TCPConn.
+
+// enter takes the write lock in order of arrival.
+func (k *fakeKernel) enter() (*writeOp, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	op := k.arriving
+	k.arriving = nil
+	if op == nil {
+		k.fail("a write takes the lock twice")
+		return nil, net.ErrClosed
+	}
+	if k.writer != nil && !k.closing[mainFD] {
+		turn := make(chan struct{})
+		k.waiting = append(k.waiting, turn)
+		k.mu.Unlock()
+		<-turn
+		k.mu.Lock()
+	}
+	if k.closing[mainFD] {
+		return nil, net.ErrClosed
+	}
+	k.users[mainFD]++
+	k.writer = op
+	return op, nil
+}
+
+// leave passes the lock on.
+func (k *fakeKernel) leave() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.writer = nil
+	k.unuse(mainFD)
+	if len(k.waiting) > 0 {
+		k.writer = &writeOp{} // nobody overtakes the one whose turn it is
+		close(k.waiting[0])
+		k.waiting = k.waiting[1:]
+	}
+}
+
+// changed has a blocked writer look again. k.mu is held.
+func (k *fakeKernel) changed() {
+	close(k.change)
+	k.change = make(chan struct{})
+}
+
+// mayWrite is what package internal/poll asks before each try.
+func (k *fakeKernel) mayWrite() error {
+	switch {
+	case k.closing[mainFD]:
+		return net.ErrClosed
+	case !k.deadline.IsZero() && !time.Now().Before(k.deadline):
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// await waits for a change, or for the deadline. k.mu is not held.
+func (k *fakeKernel) await(change <-chan struct{}, deadline time.Time) {
+	if deadline.IsZero() {
+		<-change
+		return
+	}
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case <-change:
+	case <-timer.C:
+	}
+}
+
+// until calls try with the write lock held until it is done.
+func (k *fakeKernel) until(try func(*writeOp) bool) error {
+	op, err := k.enter()
+	if err != nil {
+		return err
+	}
+	defer k.leave()
+	for {
+		k.mu.Lock()
+		err, change, deadline := k.mayWrite(), k.change, k.deadline
+		k.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		if try(op) {
+			return nil
+		}
+		k.await(change, deadline)
+	}
+}
+
+// fakeRaw is the RawConn of one descriptor.
+type fakeRaw struct {
+	k  *fakeKernel
+	fd uintptr
+}
+
+func (r fakeRaw) Control(f func(uintptr)) error {
+	r.k.mu.Lock()
+	defer r.k.mu.Unlock()
+	if r.k.closing[r.fd] {
+		return net.ErrClosed
+	}
+	r.k.users[r.fd]++
+	defer r.k.unuse(r.fd)
+	r.k.mu.Unlock()
+	defer r.k.mu.Lock()
+	f(r.fd)
+	return nil
+}
+
+// unuse ends a call on fd. k.mu is held.
+func (k *fakeKernel) unuse(fd uintptr) {
+	if k.users[fd]--; k.users[fd] == 0 && k.closing[fd] {
+		close(k.unused)
+	}
+}
+
+func (r fakeRaw) Read(func(uintptr) bool) error { return syscall.ENOTSUP }
+
+func (r fakeRaw) Write(f func(uintptr) bool) error {
+	return r.k.until(func(*writeOp) bool { return f(r.fd) })
+}
+
+// Close closes the second descriptor.
+func (r fakeRaw) Close() error {
+	r.k.mu.Lock()
+	defer r.k.mu.Unlock()
+	r.k.shut(r.fd)
+	return nil
+}
+
+// shut closes fd, when the last call on it has returned. k.mu is held, but not meanwhile.
+func (k *fakeKernel) shut(fd uintptr) {
+	k.check(fd, "close")
+	k.closing[fd] = true
+	if k.users[fd] > 0 {
+		k.unused = make(chan struct{})
+		unused := k.unused
+		k.mu.Unlock()
+		<-unused
+		k.mu.Lock()
+	}
+	delete(k.open, fd)
+	if k.watched == int(fd) {
+		k.fail("descriptor %d is closed while it is watched", fd)
+	}
+	if len(k.open) == 0 {
+		k.queue = nil // nobody can read it any more
+	}
+}
+
+func (k *fakeKernel) close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closing[mainFD] {
+		return net.ErrClosed
+	}
+	k.closing[mainFD] = true
+	k.changed()
+	for _, turn := range k.waiting {
+		close(turn)
+	}
+	k.waiting = nil
+	k.shut(mainFD)
+	return nil
+}
+
+// Sending.
+
+// write is the Write of a *net.TCPConn: it takes the lock, and waits for room.
+func (k *fakeKernel) write(b []byte) (n int, err error) {
+	var refusal error
+	err = k.until(func(op *writeOp) bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		for n < len(b) {
+			if refusal = k.refusal(); refusal != nil {
+				return true
+			}
+			room := min(k.room(), len(b)-n)
+			if room == 0 {
+				return false
+			}
+			k.take(op, b[n:n+room], nil)
+			n += room
+		}
+		return true
+	})
+	if err == nil {
+		err = refusal
+	}
+	return n, err
+}
+
+// room is how much the send buffer takes.
+func (k *fakeKernel) room() int {
+	if k.tight {
+		return 0
+	}
+	return max(0, k.sndbuf-k.used)
+}
+
+// refusal is the error of a socket that sends no more.
+func (k *fakeKernel) refusal() error {
+	k.settleReset()
+	if err := k.sockErr; err != 0 {
+		k.sockErr = 0
+		return err
+	}
+	if k.dead || k.ended {
+		return syscall.EPIPE
+	}
+	return nil
+}
+
+// take queues b, which is copied if there is no u.
+func (k *fakeKernel) take(op *writeOp, b []byte, u *uarg) {
+	want := op.expect(len(b))
+	if u == nil {
+		if !bytes.Equal(b, want) {
+			k.fail("write %d: the library copied other bytes than it was given", op.number)
+		}
+		b = want
+	} else {
+		u.refs++
+		u.bytes += int64(len(b))
+		op.unacked += len(b)
+	}
+	op.queued += len(b)
+	k.used += len(b)
+	k.segments = append(k.segments, &segment{mem: b, want: want, op: op, u: u})
+}
+
+func (k *fakeKernel) send(fd uintptr, m *message, flags int) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.check(fd, "send")
+	zero := flags&msgZeroCopy != 0
+	if zero && k.watched == 0 && !k.s.closing.Load() {
+		k.fail("a flagged call before the completions are watched")
+	}
+	f := next(&k.sends)
+	if f == faultParkBefore {
+		k.park()
+	}
+	op := k.writer
+	if err := k.sendError(f, m, zero); err != nil {
+		return 0, err
+	}
+	room := min(k.room(), m.size)
+	switch f {
+	case faultPartial:
+		room = (room + 1) / 2
+	case faultOneByte:
+		room = 1
+	}
+	var u *uarg
+	if zero {
+		u = k.number(op, f == faultJoin)
+	}
+	n := 0
+	for i := 0; i < m.n && n < room; i++ {
+		b := unsafe.Slice(m.iovs[i].Base, int(m.iovs[i].Len))
+		b = b[:min(len(b), room-n)]
+		k.take(op, b, u)
+		n += len(b)
+	}
+	if n == 0 {
+		k.fail("a call with nothing to send")
+	}
+	switch {
+	case f == faultParkAfter:
+		if zero {
+			op.uncommitted++
+		}
+		k.park()
+		if zero {
+			op.uncommitted--
+		}
+	case f == faultEarly && zero:
+		k.transmit(len(k.segments))
+		k.acknowledge(len(k.segments))
+		k.mu.Unlock()
+		k.s.drained() // as another thread would
+		k.mu.Lock()
+	}
+	return n, nil
+}
+
+// sendError is what the kernel has against a call, in the order in which it looks.
+func (k *fakeKernel) sendError(f fault, m *message, zero bool) error {
+	switch {
+	case f == faultEINTR:
+		return unix.EINTR
+	case f == faultEFAULT && zero:
+		return unix.EFAULT
+	case f == faultEOPNOTSUPP && zero:
+		return unix.EOPNOTSUPP
+	}
+	if err := k.refusal(); err != nil {
+		return err
+	}
+	if zero && (f == faultENOBUFS || !k.affords(m.size)) {
+		return unix.ENOBUFS
+	}
+	if f == faultEAGAIN {
+		k.tight = true
+	}
+	if k.room() == 0 {
+		return unix.EAGAIN
+	}
+	return nil
+}
+
+// affords looks at net.core.optmem_max and at RLIMIT_MEMLOCK.
+func (k *fakeKernel) affords(size int) bool {
+	notifications, pinned := len(k.uargs), pinnedFor(int64(size), 1)
+	for _, q := range k.queue {
+		if !q.foreign {
+			notifications++
+		}
+	}
+	for _, u := range k.uargs {
+		pinned += pinnedFor(u.bytes, int64(u.n))
+	}
+	return notifications < k.optmem && pinned <= k.memlock
+}
+
+// number gives a call its ID.
+func (k *fakeKernel) number(op *writeOp, join bool) *uarg {
+	id := k.nextID
+	k.nextID++
+	op.ids[id] = true
+	k.owner[id] = op
+	op.flagged++
+	if n := len(k.uargs); n > 0 && join {
+		if u := k.uargs[n-1]; u.lo+u.n == id && u.refs > 0 {
+			u.n++
+			return u
+		}
+	}
+	u := &uarg{lo: id, n: 1, copied: k.copies}
+	k.uargs = append(k.uargs, u)
+	return u
+}
+
+// park keeps the calling goroutine inside of the kernel. k.mu is held, but not meanwhile.
+func (k *fakeKernel) park() {
+	ch := make(chan struct{})
+	k.parked = append(k.parked, ch)
+	k.mu.Unlock()
+	<-ch
+	k.mu.Lock()
+}
+
+// unpark lets all parked calls go on.
+func (k *fakeKernel) unpark() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, ch := range k.parked {
+		close(ch)
+	}
+	k.parked = nil
+}
+
+func (k *fakeKernel) currentLimits(time.Time) *limits { return k.renewLimits(time.Time{}) }
+
+func (k *fakeKernel) renewLimits(time.Time) *limits {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := k.lim
+	return &l
+}
