@@ -46,6 +46,7 @@ type stateful struct {
 	foreign  []ErrorQueueMessage // that were read
 	owner    map[uint32]*writeOp // of every ID
 	copies   bool                // completions say that the kernel copied
+	asked    bool                // whether all is acknowledged
 	optmem   int                 // notifications, outstanding or unread
 	memlock  int64               // bytes
 	lim      limits              // what the library is told

@@ -368,12 +368,30 @@ func (k *fakeKernel) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err
 	return duplicate{raw, raw}, k.linger, nil
 }
 
-func (k *fakeKernel) endStream(fd uintptr) {
+// endStream drops something always, so that the end of the stream must be acknowledged before the connection is reset.
+func (k *fakeKernel) endStream(fd uintptr) (dropped bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.check(fd, "shutdown")
 	k.settleReset()
 	k.ended = true
+	return true
+}
+
+// acknowledged is false when it is asked for the first time.
+func (k *fakeKernel) acknowledged(fd uintptr) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.check(fd, "ioctl")
+	asked := k.asked
+	k.asked = true
+	return asked
+}
+
+func (k *fakeKernel) resetAtClose(fd uintptr) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.check(fd, "setsockopt")
 }
 
 func (k *fakeKernel) disconnect(fd uintptr) error {
