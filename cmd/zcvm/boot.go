@@ -145,15 +145,15 @@ func (b *booter) bootAll(ctx context.Context) (rows []row, err error) {
 func (b *booter) build(ctx context.Context) error {
 	b.log("building the guest and the tests")
 	build := builder{dir: b.dir, arch: "amd64"}
+	source, err := sourceDir(ctx, library)
+	if err != nil {
+		return err
+	}
 	init, err := build.program(ctx, guest)
 	if err != nil {
 		return err
 	}
 	tests, err := build.tests(ctx, library)
-	if err != nil {
-		return err
-	}
-	source, err := sourceDir(ctx, library)
 	if err != nil {
 		return err
 	}

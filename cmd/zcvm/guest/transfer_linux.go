@@ -87,7 +87,7 @@ func finish(ctx context.Context, c *zcnet.Conn) error {
 		return err
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("the host did not end the connection in order: %w", err)
+		return fmt.Errorf("the host did not end the connection in order: %v", err)
 	}
 	return nil
 }
