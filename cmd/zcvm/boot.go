@@ -48,7 +48,7 @@ func parseBoot(args []string) (bootConfig, error) {
 	var cfg bootConfig
 	fs := newFlags("boot")
 	kernels := fs.String("kernel", defaultKernels, "`kernels` to boot: series of Debian's, or packages as files, FILE.deb")
-	names := fs.String("device", defaultDevices, "`devices` to send through: e1000, e1000e, vmxnet3, virtio-net")
+	names := fs.String("device", defaultDevices, "`devices` to send through: e1000, e1000e, virtio-net")
 	fs.StringVar(&cfg.tests, "run", ".", "run the library's tests that match this `regexp`, once with each kernel; empty for none")
 	fs.BoolVar(&cfg.all, "all", false, "run also the tests that are excluded otherwise (see exclude.go)")
 	fs.StringVar(&cfg.accel, "accel", "tcg", "what runs the machine's processors: `tcg`, which works everywhere, or kvm")

@@ -20,7 +20,6 @@ func devices() []device {
 	return []device{
 		{name: "e1000", qemu: "e1000", modules: []string{"e1000"}},
 		{name: "e1000e", qemu: "e1000e", modules: []string{"e1000e"}},
-		{name: "vmxnet3", qemu: "vmxnet3", modules: []string{"vmxnet3"}},
 		// Over a user network it offers no scatter-gather: that comes with checksums, which the network does not take
 		// over (virtnet_probe in drivers/net/virtio_net.c).
 		{name: "virtio-net", qemu: "virtio-net-pci", modules: []string{"virtio_pci", "virtio_net"}, copies: true},

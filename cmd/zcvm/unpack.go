@@ -18,7 +18,7 @@ import (
 // wanted matches the files of a package that are kept: the kernel, the list of what is built into it, and the modules
 // that the devices of the table in device.go, and the link of the library's tests, can depend on.
 var wanted = regexp.MustCompile(`^\./(usr/)?(boot/vmlinuz-[^/]+|lib/modules/[^/]+/modules\.builtin|` +
-	`lib/modules/[^/]+/kernel/(net/core|net/sched|drivers/virtio|drivers/ptp|drivers/pps|drivers/net|drivers/net/vmxnet3|` +
+	`lib/modules/[^/]+/kernel/(net/core|net/sched|drivers/virtio|drivers/ptp|drivers/pps|drivers/net|` +
 	`drivers/net/ethernet/(intel|realtek)(/[^/]+)?)/[^/]+\.ko(\.xz)?)$`)
 
 // unpack unpacks a package into dir of the cache, whole or not at all.
