@@ -11,7 +11,7 @@ import (
 
 // limits are what the kernel lets be in flight.
 type limits struct {
-	ids    uint64 // notifications of one connection (net.core.optmem_max)
+	ids    uint64 // notifications of one connection, at least (net.core.optmem_max)
 	pinned int64  // bytes of this process (RLIMIT_MEMLOCK)
 	read   time.Time
 }
@@ -61,7 +61,7 @@ func (t *tally) pinned() int64 { return pinnedFor(t.bytes.Load(), t.ids.Load()) 
 // smaller if that helps. Completions that nobody has read yet count as in flight, so it reads them before it says no.
 func (w *write) withinBounds(fd uintptr) bool {
 	why, ok := w.fit()
-	if !ok && w.s.drain(fd) > 0 {
+	if _, ids := w.s.ledger().inFlight(); (!ok || ids >= w.limits.ids) && w.s.drain(fd) > 0 {
 		why, ok = w.fit()
 	}
 	if !ok {
@@ -82,7 +82,7 @@ func (w *write) fit() (why reason, ok bool) {
 		w.size &^= page - 1
 	}
 	switch {
-	case ids >= w.limits.ids:
+	case ids >= w.s.optmem.most(w.limits.read):
 		return reasonOptmem, false
 	case int64(w.size) < min(smallestCall, w.total-w.queued):
 		return why, false
@@ -97,4 +97,25 @@ func (l *limits) blame(ids uint64) reason {
 		return reasonOptmem
 	}
 	return reasonMemlock
+}
+
+// An optmemBound is how many IDs of a connection may be in flight by net.core.optmem_max. What the kernel charges it keeps to
+// itself, for it gives several calls one notification where it can: many more IDs may be in flight than notifications are
+// allowed. So the first ENOBUFS tells, and what it has told holds for limitsHold. It is the writer's.
+type optmemBound struct {
+	ids   uint64
+	until time.Time
+}
+
+// most returns the bound.
+func (b *optmemBound) most(now time.Time) uint64 {
+	if !now.Before(b.until) {
+		return math.MaxUint64
+	}
+	return b.ids
+}
+
+// refused takes note of an ENOBUFS while so many IDs were in flight.
+func (b *optmemBound) refused(ids uint64, now time.Time) {
+	b.ids, b.until = ids-ids/8, now.Add(limitsHold)
 }

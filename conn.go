@@ -202,6 +202,7 @@ type socket struct {
 	readers readWaiters
 	drainer drainer // who reads completions: the writer or the poller
 	pause   pause   // of the writer
+	optmem  optmemBound
 
 	drainMu sync.Mutex              // one goroutine reads the error queue at a time
 	closeMu sync.Mutex              // one Close at a time

@@ -490,33 +490,26 @@ func TestSmallOptmemNeverBlocks(t *testing.T) {
 	}
 }
 
-// TestOptmemBoundsWhatIsInFlight sends more calls than the kernel allows to be in flight. The library knows, and the kernel
-// need not refuse any.
-func TestOptmemBoundsWhatIsInFlight(t *testing.T) {
+// TestENOBUFSIsRare sends many times what net.core.optmem_max allows to be in flight. The kernel refuses once in a while, and
+// not each time.
+func TestENOBUFSIsRare(t *testing.T) {
 	link := lab.ForTest(t)
-	check(t, link.Sender.SetSysctl("net.core.optmem_max", "20000"))
+	check(t, link.Sender.SetSysctl("net.core.optmem_max", "6000"))
 	near, far := labPair(t, link)
-	t.Cleanup(func() { knownLimits.Store(nil) })
-	check(t, link.Sender.Do(func() error {
-		l := readLimits() // of the sender's namespace
-		l.read = time.Now().Add(time.Hour)
-		knownLimits.Store(l)
-		return nil
-	}))
 	c := wrap(t, near, &Config{Threshold: 1})
-	p, want := allocNoise(t, 1<<20, 1)
+	go io.Copy(io.Discard, far)
+	p, _ := allocNoise(t, 1<<20, 1)
 	defer p.Release()
-	for off := 0; off < p.Len(); off += smallestCall {
-		_, err := c.WritePinned(p.Slice(off, off+smallestCall)) // it fits in the buffers, and nothing is read yet
-		check(t, err)
-		if s := c.Stats(); s.IDsInFlight > 20000/notificationCharge {
-			t.Fatalf("%d IDs are in flight", s.IDsInFlight)
+	start := time.Now()
+	for range 20 {
+		for off := 0; off < p.Len(); off += 8 << 10 {
+			_, err := c.WritePinned(p.Slice(off, off+8<<10))
+			check(t, err)
 		}
 	}
-	expect(t, far, want)
-	check(t, c.Flush(testContext(t)))
-	if s := c.Stats(); s.EnobufsOptmem > 0 || s.Sends == 0 {
-		t.Errorf("the kernel had to refuse, or nothing was sent without copy: %+v", s)
+	s, rare := c.Stats(), 10*(1+uint64(time.Since(start)/limitsHold))
+	if s.EnobufsOptmem == 0 || s.EnobufsOptmem > rare || s.Sends == 0 {
+		t.Errorf("%d times ENOBUFS in %d sends of %d writes, want 1 to %d", s.EnobufsOptmem, s.Sends, s.Writes, rare)
 	}
 }
 

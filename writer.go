@@ -483,14 +483,17 @@ func (w *write) refuse(err error) {
 // mm_account_pinned_pages charges the pages of a call to RLIMIT_MEMLOCK).
 func (w *write) noBuffers(fd uintptr) {
 	s := w.s
+	now := time.Now()
+	_, ids := s.ledger().inFlight()
 	if s.drain(fd) > 0 {
 		s.stats.enobufsOptmem.Add(1)
+		s.optmem.refused(ids, now)
 		return
 	}
-	w.limits = s.kernel.renewLimits(time.Now())
-	_, ids := s.ledger().inFlight()
+	w.limits = s.kernel.renewLimits(now)
 	if w.limits.blame(ids) == reasonOptmem {
 		s.stats.enobufsOptmem.Add(1)
+		s.optmem.refused(ids, now)
 		w.flag = false
 		w.why.add(reasonOptmem)
 		return
