@@ -69,21 +69,34 @@ type errorQueue struct {
 	data    [4096]byte
 	calls   uint64 // system calls
 
-	s     *socket
-	drain func(fd uintptr) // e.drainSocket, bound once
+	s      *socket
+	drain  func(fd uintptr) // e.drainSocket, bound once
+	unread func(fd uintptr) // the same without setting the watch
 }
 
 var errorQueues = sync.Pool{New: func() any {
 	e := &errorQueue{news: make([]completion, 0, 64)}
 	e.drain = e.drainSocket
+	e.unread = func(fd uintptr) { e.drainAll(e.s, fd) }
 	return e
 }}
 
 // drained reads the error queue and sets the watch again. It is called by the poller, and for what the poller left.
 func (s *socket) drained() {
 	e := errorQueues.Get().(*errorQueue)
+	e.on(s, e.drain)
+}
+
+// readUnread reads the error queue, and leaves it at that.
+func (s *socket) readUnread() {
+	e := errorQueues.Get().(*errorQueue)
+	e.on(s, e.unread)
+}
+
+// on calls f with a descriptor of s, and then does what completions may bring about. e is not used any more.
+func (e *errorQueue) on(s *socket, f func(fd uintptr)) {
 	e.s = s
-	_ = s.control(e.drain) // fails only once the descriptor is gone, and with it the queue
+	_ = s.control(f) // fails only once the descriptor is gone, and with it the queue
 	e.s = nil
 	errorQueues.Put(e)
 	s.deliver()

@@ -15,13 +15,14 @@ import (
 // [Pool.Get] waits for a buffer. All methods may be called by many goroutines at once.
 type Pool struct {
 	size   int
-	memory []byte       // of all buffers
-	free   chan *region // never full
+	memory []byte        // of all buffers
+	free   chan struct{} // as many as there are free buffers
 
 	closed chan struct{}
 
-	mu   sync.Mutex
-	left int // buffers that are not back for good; the memory is unmapped when there are none
+	mu    sync.Mutex
+	stack []*region // the free buffers: the last that came back goes first, for it is in the caches
+	left  int       // buffers that are not back for good; the memory is unmapped when there are none
 
 	cleanup runtime.Cleanup // for the case that it is dropped
 }
@@ -40,9 +41,9 @@ func NewPool(size, n int) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: %w", n, size, err)
 	}
-	p := &Pool{size: size, memory: memory, free: make(chan *region, n), closed: make(chan struct{}), left: n}
+	p := &Pool{size: size, memory: memory, free: make(chan struct{}, n), closed: make(chan struct{}), left: n}
 	for i := range n {
-		p.free <- p.newRegion(memory[i*stride : (i+1)*stride : (i+1)*stride])
+		p.push(p.newRegion(memory[i*stride : (i+1)*stride : (i+1)*stride]))
 	}
 	p.watchSelf()
 	return p, nil
@@ -60,8 +61,8 @@ func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 	select {
 	case <-p.closed:
 		return Pinned{}, errPoolClosed
-	case r := <-p.free:
-		return r.view(p.size), nil
+	case <-p.free:
+		return p.pop().view(p.size), nil
 	default:
 	}
 	defer awaitMemory()()
@@ -70,9 +71,26 @@ func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 		return Pinned{}, errPoolClosed
 	case <-ctx.Done():
 		return Pinned{}, ctx.Err()
-	case r := <-p.free:
-		return r.view(p.size), nil
+	case <-p.free:
+		return p.pop().view(p.size), nil
 	}
+}
+
+// push puts r on the stack. p.mu is held, or p is new.
+func (p *Pool) push(r *region) {
+	p.stack = append(p.stack, r)
+	p.free <- struct{}{} // there is room for each buffer
+}
+
+// pop is called by who has taken one from p.free.
+func (p *Pool) pop() *region {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last := len(p.stack) - 1
+	r := p.stack[last]
+	p.stack[last] = nil
+	p.stack = p.stack[:last]
+	return r
 }
 
 // errPoolClosed is what Get returns after Close.
@@ -87,7 +105,7 @@ func (p *Pool) put(r *region) {
 		r.cleanup.Stop()
 		p.retire(1)
 	default:
-		p.free <- r
+		p.push(r)
 	}
 }
 
@@ -106,14 +124,18 @@ func (p *Pool) Close() error {
 	back := 0
 	for {
 		select {
-		case r := <-p.free:
-			r.cleanup.Stop()
+		case <-p.free:
 			back++
 			continue
 		default:
 		}
 		break
 	}
+	// Whoever else has taken one from p.free takes its buffer from the bottom of the stack after this.
+	for _, r := range p.stack[len(p.stack)-back:] {
+		r.cleanup.Stop()
+	}
+	p.stack = p.stack[:len(p.stack)-back]
 	p.retire(back)
 	return nil
 }
@@ -129,8 +151,8 @@ func (p *Pool) retire(n int) {
 // tryGet is Get without waiting.
 func (p *Pool) tryGet() (Pinned, bool) {
 	select {
-	case r := <-p.free:
-		return r.view(p.size), true
+	case <-p.free:
+		return p.pop().view(p.size), true
 	default:
 		return Pinned{}, false
 	}

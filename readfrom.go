@@ -71,6 +71,9 @@ func (c *Conn) sendFrom(r io.Reader) (total int64, err error) {
 		var n int64
 		n, err = c.sendThrough(readBuffer(), r)
 		total += n
+		if !c.s.pathCopies() {
+			c.s.readUnread() // a buffer that comes back now is still in the caches when it is used again
+		}
 	}
 	if err == io.EOF {
 		err = nil

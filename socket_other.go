@@ -42,6 +42,7 @@ func (s *socket) tryRead([]byte) (int, error)         { return 0, errNoZeroCopy 
 func (s *socket) finishClose()                        {}
 func (s *socket) drained()                            {}
 func (s *socket) unwatch(uintptr)                     {}
+func (s *socket) readUnread()                         {}
 func (s *socket) keepLeft()                           {}
 func readAllLeft()                                    {}
 func (s *socket) close() error                        { return s.tc.Close() }
