@@ -126,14 +126,19 @@ func (s *socket) tryRead(b []byte) (n int, err error) {
 // The state is read twice: getsockopt loads it before it takes the socket's lock (tcp_get_info in net/ipv4/tcp.c), so
 // that the first call waits for a reset in progress and the second sees its result.
 func lostUnacknowledged(fd uintptr) bool {
-	const tcpClose = 7 // TCP_CLOSE, include/net/tcp_states.h
-	_, _ = unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	state, err := unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil || state != tcpClose {
+	_ = dead(fd)
+	if !dead(fd) {
 		return false
 	}
 	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
 	return err == nil && left > 0
+}
+
+// dead reports whether the connection is in no state any more in which it could send or receive.
+func dead(fd uintptr) bool {
+	const tcpClose = 7 // TCP_CLOSE, include/net/tcp_states.h
+	state, err := unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err == nil && state == tcpClose
 }
 
 // discardReceived drops what was received and not read, which would make the last close(2) reset the connection and lose
@@ -149,10 +154,11 @@ func discardReceived(fd uintptr) (some bool) {
 	}
 }
 
-// acknowledged reports whether the peer has acknowledged all that was sent, or never will.
+// acknowledged reports whether the peer has acknowledged all that was sent, or never will: what a reset has cut off stays
+// unacknowledged for as long as the socket is open.
 func acknowledged(fd uintptr) bool {
 	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
-	return err != nil || left == 0
+	return err != nil || left == 0 || dead(fd)
 }
 
 // disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can
