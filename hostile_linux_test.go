@@ -862,10 +862,7 @@ func TestPeerThatFloodsUs(t *testing.T) {
 				}
 				wantFreed(t, p)
 				wantNothingLeft(t, c, socket)
-				// A peer that still waits for us to read finds out when its kernel asks ours the next time, which may be after
-				// tcp_fin_timeout. That is not our affair any more.
-				check(t, far.Close())
-				flooding.Wait()
+				check(t, beginCall(func() error { flooding.Wait(); return nil }).wait(t)) // a reset tells it that we are gone
 			})
 		})
 	}
