@@ -105,7 +105,7 @@ func TestLeftCompletionIsReadByWhoeverWaits(t *testing.T) {
 }
 
 func TestPollerLeavesNothingWhileSomebodyWaits(t *testing.T) {
-	var s socket
+	s := socket{kernel: system{}}
 	leaves := func(when string, want bool) {
 		t.Helper()
 		if s.leave() != want || s.drainer.left.Swap(false) != want {

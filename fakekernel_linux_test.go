@@ -55,6 +55,7 @@ type stateful struct {
 	dead     bool // TCP_CLOSE
 	lost     bool // with bytes that the peer has not acknowledged
 	cut      bool // by disconnect
+	uncut    bool // disconnect has failed
 
 	sends    []fault // of the next calls, one each
 	receives []fault

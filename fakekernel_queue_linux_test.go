@@ -400,6 +400,7 @@ func (k *fakeKernel) disconnect(fd uintptr) error {
 	k.check(fd, "connect")
 	k.settleReset()
 	if k.fault() != faultNone {
+		k.uncut = true
 		return unix.EINVAL
 	}
 	k.dead, k.cut, k.changing = true, true, true

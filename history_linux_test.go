@@ -681,7 +681,7 @@ func (h *history) finish() {
 		h.assert(op.done, "write %d is not done after Close", op.number)
 		unproven = unproven || op.unproven()
 		if op.unproven() {
-			h.assert(op.lost > 0 || h.set.stubborn%2 == 1 || k.cut, "write %d was given up for no reason", op.number)
+			h.assert(op.lost > 0 || h.set.stubborn%2 == 1 || k.cut || k.uncut, "write %d was given up for no reason", op.number)
 		}
 	}
 	s := h.c.Stats()
@@ -715,6 +715,10 @@ func (h *history) end() {
 	synctest.Wait()
 	if held := h.c.s.held.Load(); held != nil {
 		held.after(0, func() {})
+	}
+	l := h.c.s.ledger()
+	for i := range l.claims.len() { // of a history that failed; a Pinner that is collected while it pins kills the process
+		l.claims.at(i).loan.giveBack()
 	}
 	unproven.mu.Lock()
 	defer unproven.mu.Unlock()

@@ -121,6 +121,10 @@ var namedHistories = []namedHistory{
 		func(s Stats, h *history) bool { return !s.ConnectionFailed }},
 	{"closed without another descriptor", settings{}, []byte{opWrite, oneCall, doTransmit, all, doOtherFault, failOther, opClose, 0},
 		func(s Stats, h *history) bool { return h.k.cut && s.ConnectionFailed }},
+	{"closed without another descriptor, with a foreign message unread", settings{}, []byte{opWrite, oneCall, doTransmit, all, doMessage, 0, doOtherFault, failOther, opClose, 0},
+		func(s Stats, h *history) bool { return h.k.cut && s.ForeignMessages == 1 }},
+	{"closed without another descriptor, and without a reset", settings{}, []byte{opWrite, oneCall, doTransmit, all, doOtherFault, failOther, doOtherFault, failOther, opClose, 0},
+		func(s Stats, h *history) bool { return h.k.uncut && s.UnprovenBytes > 0 }},
 	{"closed, and the peer closes too", settings{}, []byte{opWrite, oneCall, opClose, 0, doTransmit, all, doHold, 0, doAcknowledge, all, doReset, peerEnds, doPoll, 0},
 		func(s Stats, h *history) bool { return !s.ConnectionFailed }},
 
