@@ -992,8 +992,8 @@ func TestCollectorLeavesMemoryInFlightAlone(t *testing.T) {
 	_ = garbage
 }
 
-// TestWriterReadsCompletionsThatNobodyElseReads stops the poller and leaves room for one notification only: each call
-// after the first fails with ENOBUFS until the writer has read the completion of the one before.
+// TestWriterReadsCompletionsThatNobodyElseReads stops the poller and leaves room for one notification only: the second
+// call fails with ENOBUFS, and from then on the writer reads the completion of the call before in advance.
 func TestWriterReadsCompletionsThatNobodyElseReads(t *testing.T) {
 	link := lab.ForTest(t)
 	check(t, link.Sender.SetSysctl("net.core.optmem_max", "1000"))
@@ -1012,7 +1012,7 @@ func TestWriterReadsCompletionsThatNobodyElseReads(t *testing.T) {
 		eventually(t, "the peer's acknowledgement arrives", func() bool { return unacknowledged(t, c) == 0 })
 	}
 	s := c.Stats()
-	if s.Sends != writes || s.EnobufsOptmem < writes-1 || s.Fallbacks != (Fallbacks{}) {
+	if s.Sends != writes || s.EnobufsOptmem == 0 || s.EnobufsOptmem > writes/2 || s.Fallbacks != (Fallbacks{}) {
 		t.Errorf("%d of %d writes went out flagged, with %d ENOBUFS and %+v", s.Sends, writes, s.EnobufsOptmem, s.Fallbacks)
 	}
 }
