@@ -67,7 +67,7 @@ func (w *write) guard() *guard {
 }
 
 // unguard ends what guard began, unless it is still lent: of a write that failed only the bytes that are queued are.
-func (w *write) unguard() {
+func (w *progress) unguard() {
 	if w.claim != nil && w.claim.loan.guard != nil && w.queued < w.total {
 		w.claim.loan.guard.cut(w.queued)
 	}

@@ -65,7 +65,7 @@ type counters struct {
 }
 
 // count books a write that has ended.
-func (s *socket) count(w *write) {
+func (s *socket) count(w *progress) {
 	s.stats.syscalls.Add(w.syscalls)
 	if w.queued > 0 {
 		s.stats.writes.Add(1)

@@ -113,9 +113,31 @@ func (e *WriteError) Temporary() bool { return e.Timeout() }
 // [ZeroCopyWriter].
 func (c *Conn) WritePinned(p Pinned) (Ticket, error) {
 	defer runtime.KeepAlive(c)
+	if p.Len() < c.s.cfg.Threshold {
+		return c.s.writeShort(p)
+	}
 	w := newWrite(c.s)
 	w.bufs = append(w.bufs, p)
 	return w.run()
+}
+
+// writeShort is the write of one buffer below the threshold: a Write, and as little more as there can be.
+func (s *socket) writeShort(p Pinned) (Ticket, error) {
+	if p.r != nil {
+		if !p.r.lend(p.gen) {
+			return Ticket{}, ErrReleased
+		}
+		defer p.r.giveBack()
+	}
+	if p.Len() == 0 {
+		return Ticket{}, nil
+	}
+	n, err := s.kernel.write(p.b)
+	w := progress{s: s, total: int64(p.Len()), queued: int64(n), syscalls: 1, err: cause(err)}
+	w.why.add(reasonThreshold)
+	s.stats.copiedBytes.Add(w.queued)
+	s.count(&w)
+	return w.ticket(), w.failure()
 }
 
 // WritePinnedBuffers sends ps as one write with one ticket; their total counts for the threshold. See
@@ -253,7 +275,7 @@ func (w *write) run() (Ticket, error) {
 		w.err = cause(err)
 	}
 	t, err := w.ticket(), w.failure()
-	w.s.count(w)
+	w.s.count(&w.progress)
 	w.s.deliver()
 	w.s.finishClose()
 	return t, err
@@ -506,7 +528,7 @@ func (w *write) noBuffers(fd uintptr) {
 }
 
 // ticket closes the accounts of the write.
-func (w *write) ticket() Ticket {
+func (w *progress) ticket() Ticket {
 	switch {
 	case w.claim != nil:
 		w.unguard()
@@ -517,7 +539,7 @@ func (w *write) ticket() Ticket {
 	return Ticket{}
 }
 
-func (w *write) failure() error {
+func (w *progress) failure() error {
 	if w.err == nil {
 		return nil
 	}
