@@ -15,6 +15,9 @@ func TestSteadyPathsDoNotAllocate(t *testing.T) {
 		near, far := pair(t)
 		c := wrap(t, near, insist)
 		go io.Copy(io.Discard, far)
+		plain, sink := pair(t)
+		short := wrap(t, plain, nil)
+		go io.Copy(io.Discard, sink)
 		p, err := Alloc(1 << 20)
 		check(t, err)
 		defer p.Release()
@@ -31,6 +34,7 @@ func TestSteadyPathsDoNotAllocate(t *testing.T) {
 			f    func()
 		}{
 			{"WritePinned", func() { c.WritePinned(p) }},
+			{"WritePinned of little, which is copied", func() { short.WritePinned(p.Slice(0, page)) }},
 			{"WritePinnedBuffers", func() { c.WritePinnedBuffers(ps) }},
 			{"WriteFrame", func() { c.WriteFrame(header, p) }},
 			{"a completed Wait", func() { done.Wait(ctx) }},
@@ -49,6 +53,7 @@ func TestSteadyPathsDoNotAllocate(t *testing.T) {
 			t.Errorf("Flush with nothing in flight: %v allocations, want 0", n)
 		}
 		check(t, c.Close())
+		check(t, short.Close())
 	})
 }
 

@@ -299,8 +299,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for what is
 // in flight. A peer that sends more after Close makes its kernel's and ours reset the connection, as ever. Unlike
 // *net.TCPConn's, this Close delivers what is in flight before it resets a connection of which received bytes were left
-// unread, and it ends
-// the connection also for a duplicate of the descriptor that File has made.
+// unread, and it ends the connection also for a duplicate of the descriptor that File has made.
 func (c *Conn) Close() error {
 	return c.s.close()
 }

@@ -89,7 +89,11 @@ func TestLeftCompletionIsReadByWhoeverWaits(t *testing.T) {
 			}
 			return nil
 		},
-		"Pool.Get": func(*Conn, Ticket) error {
+		"Pool.Get": func(_ *Conn, ticket Ticket) error {
+			defer awaitMemory()() // as Get does, and not later
+			if ticket.pending() {
+				return errors.New("who waits for memory has left the completion")
+			}
 			p, err := pool.Get(testContext(t))
 			p.Release()
 			return err

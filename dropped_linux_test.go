@@ -91,20 +91,25 @@ func isOpen(link string) bool {
 func TestDroppedConnIsClosedAfterTheLastCompletion(t *testing.T) {
 	heard := hearDrops(t)
 	before := droppedSoFar().Conns
-	want := noise(4<<20, 1)
+	want := noise(1<<20, 1)
 	var link string
 	var ticket Ticket
 	var reading sync.WaitGroup
 	near, far := droppablePair(t)
+	narrow(t, near, far)
 	func() {
 		defer func() { near = nil }()
 		link = descriptorOf(t, near)
 		c, err := NewConn(near, insist)
 		check(t, err)
 		reading.Go(func() {
-			runtime.GC()
-			time.Sleep(10 * time.Millisecond)
-			runtime.GC()
+			for range 5 { // while the write waits for room
+				time.Sleep(10 * time.Millisecond)
+				runtime.GC()
+			}
+			if droppedSoFar().Conns != before {
+				t.Error("a Conn that writes counts as dropped")
+			}
 			expect(t, far, want)
 		})
 		ticket, err = c.WritePinned(Pin(want)) // the last use of c: while it blocks it is a use
@@ -198,6 +203,7 @@ func isMapped(addr uintptr) bool {
 
 func TestReleasedAllocIsNotCalledDropped(t *testing.T) {
 	before := droppedSoFar()
+	var pools []*Pool // which outlive their buffers
 	for range 10 {
 		p, err := Alloc(page)
 		check(t, err)
@@ -208,11 +214,13 @@ func TestReleasedAllocIsNotCalledDropped(t *testing.T) {
 		check(t, err)
 		check(t, pool.Close())
 		used.Release()
+		pools = append(pools, pool)
 	}
 	for range 3 {
 		runtime.GC()
 		time.Sleep(time.Millisecond)
 	}
+	runtime.KeepAlive(pools)
 	if got := droppedSoFar(); got != before {
 		t.Errorf("%+v, before %+v", got, before)
 	}

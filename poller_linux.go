@@ -16,7 +16,8 @@ import (
 // completions, and of readability where the runtime's own poller refuses to. Both exist while a connection is
 // watched.
 
-// thePoller waits in the runtime's poller for its epoll descriptor to become readable, and so costs no thread.
+// thePoller waits in the runtime's poller for its epoll descriptor to become readable, and so costs no thread but while
+// somebody sends in bulk; see eventWaiter.wait.
 var thePoller poller
 
 type poller struct {
