@@ -60,6 +60,9 @@ func (t *tally) pinned() int64 { return pinnedFor(t.bytes.Load(), t.ids.Load()) 
 // withinBounds reports whether the next call may be flagged without more being in flight than may be, and makes the call
 // smaller if that helps. Completions that nobody has read yet count as in flight, so it reads them before it says no.
 func (w *write) withinBounds(fd uintptr) bool {
+	if w.limit == 0 {
+		w.limit = w.s.rhythm.longest(w.total-w.queued, w.s.kernel, fd)
+	}
 	why, ok := w.fit()
 	if _, ids := w.s.ledger().inFlight(); (!ok || ids >= w.limits.ids) && w.s.drain(fd) > 0 {
 		why, ok = w.fit()

@@ -201,7 +201,7 @@ type socket struct {
 	watched atomic.Bool // the poller hears completions
 	readers readWaiters
 	drainer drainer // who reads completions: the writer or the poller
-	pause   pause   // of the writer
+	rhythm  rhythm  // of the writer
 	optmem  optmemBound
 
 	drainMu sync.Mutex              // one goroutine reads the error queue at a time

@@ -522,6 +522,14 @@ func (k *fakeKernel) unpark() {
 	k.parked = nil
 }
 
+// window is as wide as the longest calls need if the send buffer is large, and not told otherwise.
+func (k *fakeKernel) window(uintptr) int64 {
+	if k.sndbuf < 1<<20 {
+		return 0
+	}
+	return callsInWindow * longestCall
+}
+
 func (k *fakeKernel) currentLimits(time.Time) *limits { return k.renewLimits(time.Time{}) }
 
 func (k *fakeKernel) renewLimits(time.Time) *limits {

@@ -139,7 +139,7 @@ func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 			patience, looked = firstLook, now
 		case now.Sub(looked) >= patience:
 			p.lookAfter((*socket).look)
-			patience, looked = min(2*patience, lastLook), now
+			patience, looked = min(patienceGrowth*patience, lastLook), now
 		}
 	}
 }

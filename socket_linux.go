@@ -106,6 +106,17 @@ func (m *message) send(fd uintptr, flags int) (int, error) {
 	return int(n), nil
 }
 
+// congestionWindow returns the bytes of the socket's congestion window, or 0 if it cannot be read.
+func congestionWindow(fd uintptr) int64 {
+	var info unix.TCPInfo
+	length := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.IPPROTO_TCP, unix.TCP_INFO, uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&length)), 0)
+	if errno != 0 {
+		return 0
+	}
+	return int64(info.Snd_cwnd) * int64(info.Snd_mss)
+}
+
 // tryRead reads what is there. It returns EAGAIN if nothing is.
 func (s *socket) tryRead(b []byte) (n int, err error) {
 	if ctlErr := s.raw.Control(func(fd uintptr) {

@@ -50,4 +50,6 @@ func (s *socket) close() error                        { return s.tc.Close() }
 func probeSystem(r *Report)                { r.System = runtime.GOOS }
 func probeSocket(*Report, syscall.RawConn) {}
 
+func congestionWindow(uintptr) int64 { return 0 }
+
 func readLimits() *limits { l := noLimits; return &l }

@@ -56,7 +56,10 @@ func (s Stats) ReleaseMean() time.Duration {
 
 // counters are the live counts that the ledger does not keep.
 type counters struct {
-	writes, copiedBytes           atomic.Int64
+	writes                        atomic.Uint64
+	copiedBytes                   atomic.Int64
+	shortWrites                   atomic.Uint64 // those of writeShort, each one plain call
+	shortBytes                    atomic.Int64
 	fallbacks                     fallbackCounts
 	drains, foreign, slowReads    atomic.Uint64
 	wakeups, syscalls             atomic.Uint64
@@ -73,17 +76,28 @@ func (s *socket) count(w *progress) {
 	}
 }
 
+// countShort books a short write that has queued n bytes. It does no more than it must, for such writes are many.
+func (s *socket) countShort(n int) {
+	if n > 0 {
+		s.stats.shortWrites.Add(1)
+		s.stats.shortBytes.Add(int64(n))
+	}
+}
+
 // Stats returns a snapshot. It does not block, and works after Close.
 func (c *Conn) Stats() Stats {
 	s := c.s
 	l, failed := s.ledger().snapshot()
+	short := s.stats.shortWrites.Load()
+	fallbacks := s.stats.fallbacks.snapshot()
+	fallbacks.Threshold += short
 	return Stats{
-		Writes:                uint64(s.stats.writes.Load()),
+		Writes:                s.stats.writes.Load() + short,
 		Sends:                 l.sends,
 		ZeroCopiedBytes:       l.zeroCopiedBytes,
 		MaybeCopiedBytes:      l.maybeCopiedBytes,
-		CopiedBytes:           s.stats.copiedBytes.Load(),
-		Fallbacks:             s.stats.fallbacks.snapshot(),
+		CopiedBytes:           s.stats.copiedBytes.Load() + s.stats.shortBytes.Load(),
+		Fallbacks:             fallbacks,
 		BytesInFlight:         s.ledger().bytesInFlight.Load(),
 		IDsInFlight:           l.idsInFlight,
 		UnprovenBytes:         l.unprovenBytes,
@@ -92,7 +106,7 @@ func (c *Conn) Stats() Stats {
 		ForeignMessages:       s.stats.foreign.Load(),
 		Drains:                s.stats.drains.Load(),
 		Wakeups:               s.stats.wakeups.Load(),
-		Syscalls:              s.stats.syscalls.Load(),
+		Syscalls:              s.stats.syscalls.Load() + short,
 		EnobufsOptmem:         s.stats.enobufsOptmem.Load(),
 		EnobufsMemlock:        s.stats.enobufsMemlock.Load(),
 		GuardViolations:       s.stats.guardViolations.Load(),

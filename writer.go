@@ -133,10 +133,11 @@ func (s *socket) writeShort(p Pinned) (Ticket, error) {
 		return Ticket{}, nil
 	}
 	n, err := s.kernel.write(p.b)
-	w := progress{s: s, total: int64(p.Len()), queued: int64(n), syscalls: 1, err: cause(err)}
-	w.why.add(reasonThreshold)
-	s.stats.copiedBytes.Add(w.queued)
-	s.count(&w)
+	s.countShort(n)
+	if err == nil {
+		return copiedTicket, nil
+	}
+	w := progress{s: s, total: int64(p.Len()), queued: int64(n), err: cause(err)}
 	return w.ticket(), w.failure()
 }
 
@@ -184,11 +185,6 @@ func (c *Conn) Flush(ctx context.Context) error {
 
 // Sizes of system calls.
 const (
-	// flaggedCall is the most that one flagged call sends. At this size the cost of a call is spread well, and
-	// completions come back early enough to keep caches warm: the kernel gives the calls that it has not sent yet
-	// one notification, up to 512 KiB and the call that exceeds it (msg_zerocopy_realloc in net/core/skbuff.c), and
-	// with notifications of 700 KiB throughput is less than half.
-	flaggedCall = 116 << 10
 	// smallestCall is the size at which ENOBUFS by RLIMIT_MEMLOCK ends the halving and begins the copying.
 	smallestCall = 16 << 10
 	// plainCall is the most that one copying call sends.
@@ -222,7 +218,7 @@ type progress struct {
 	flag    bool  // flagged calls are still worth trying
 	tries   int   // of them that are left on a path that copies
 	limits  *limits
-	limit   int // the most bytes of one flagged call
+	limit   int // the most bytes of one flagged call; 0 if that is to be found out
 	size    int // those of the next
 	claim   *claim
 	helped  bool    // a part was copied
@@ -284,7 +280,6 @@ func (w *write) run() (Ticket, error) {
 // plan decides what holds for the whole write.
 func (w *write) plan() {
 	s := w.s
-	w.limit = flaggedCall
 	switch {
 	case w.total < int64(s.cfg.Threshold):
 		w.why.add(reasonThreshold)
@@ -428,31 +423,8 @@ func (w *write) send(fd uintptr, flags int) (int, error) {
 // sent moves on after a call that queued n bytes.
 func (w *write) sent(n int) {
 	w.advance(n)
-	w.s.pause.after(n)
-}
-
-// A pause is what a goroutine that sends in bulk makes now and then. One that has not stopped for 10 ms is taken its
-// processor away by the runtime in the middle of system calls, again and again, which wakes threads and costs a fifth
-// of the throughput (retake in runtime/proc.go). A pause in time costs nothing, and is good for all other goroutines.
-type pause struct {
-	bytes int // sent since the clock was looked at
-	last  time.Time
-}
-
-const (
-	pauseEvery  = 4 * time.Millisecond
-	lookAtClock = 1 << 20 // after so many bytes
-)
-
-// after pauses if it is time, n bytes having been sent.
-func (p *pause) after(n int) {
-	if p.bytes += n; p.bytes < lookAtClock {
-		return
-	}
-	p.bytes = 0
-	if now := time.Now(); now.Sub(p.last) >= pauseEvery {
-		p.last = now
-		runtime.Gosched()
+	if w.s.rhythm.after(n) {
+		w.limit = 0
 	}
 }
 
