@@ -14,7 +14,7 @@ import (
 
 // This file is the command bench: which transfers it makes, in which order, and in how much time.
 
-const benchSynopsis = "[-link loopback,lab] [-mode copy,naive,zcnet] [-size 64KiB,1MiB] [-total 1GiB] [-rounds 3] [-region 256MiB] [-budget 25s] [-json]"
+const benchSynopsis = "[-link loopback,lab] [-mode copy,naive,zcnet] [-size 64KiB,1MiB] [-total 1GiB] [-rounds 3] [-region 256MiB] [-budget 25s] [-congestion NAME] [-json]"
 
 const (
 	defaultTotal       = 1 << 30
@@ -40,6 +40,7 @@ type benchConfig struct {
 	sizes         []size
 	total, region size
 	rounds        int
+	congestion    string        // control of all connections; empty for the system's
 	budget        time.Duration // 0 for no limit
 	json          bool
 }
@@ -72,8 +73,11 @@ func (cfg *benchConfig) addFlags(fs *flag.FlagSet, defaults benchConfig) {
 	fs.Func("region", fmt.Sprintf("`size` of the memory to send from (default %v)", size(defaultBenchRegion)), one(&cfg.region, parseMemorySize))
 	fs.Func("rounds", fmt.Sprintf("`number` of transfers of which the median is printed (default %d)", defaults.rounds), one(&cfg.rounds, parseCount))
 	fs.Func("budget", fmt.Sprintf("`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default %v, or no limit with -total or -rounds)", defaults.budget), one(&cfg.budget, parseBudget))
+	fs.StringVar(&cfg.congestion, "congestion", "", congestionUsage)
 	fs.BoolFunc("json", "print one JSON object a line", yes(&cfg.json))
 }
+
+const congestionUsage = "congestion control by `name`, such as cubic or bbr (default: the system's)"
 
 // notGiven is the budget before a flag has set it: 0 means no limit.
 const notGiven = -1
@@ -325,7 +329,7 @@ func (b *bench) transfer(ctx context.Context, g *group, c *cell, t transfer) (re
 		return result{}, nil
 	}
 	b.show.beginTransfer(c.mode.name, t.total)
-	t.show = b.show
+	t.show, t.congestion = b.show, b.cfg.congestion
 	r, err := g.path.transfer(ctx, c.mode, t)
 	switch {
 	case ctx.Err() != nil:

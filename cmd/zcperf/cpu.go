@@ -7,39 +7,54 @@ import (
 	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
-// This file reads the clocks: of the wall, of this process's processor time and of the whole system's.
+// This file reads the clocks: of the wall, and of the processor time of this process, of the receiver's and of the whole
+// system.
 
 // A reading is what the clocks say at one moment. A clock that this system does not have is nil.
 type reading struct {
-	wall    time.Time
-	process *time.Duration // processor time of this process, in user and kernel mode
-	system  *time.Duration // processor time of all processors that was not idle
-	mallocs uint64         // heap objects allocated by this process
+	wall     time.Time
+	process  *time.Duration // processor time of this process, in user and kernel mode
+	receiver *time.Duration // so too, if that is another process of this machine
+	system   *time.Duration // processor time of all processors that was not idle
+	mallocs  uint64         // heap objects allocated by this process
 }
 
 // startClocks reads the clocks before what they are to measure, the wall last.
-func startClocks() reading {
+func startClocks(receiver clock) reading {
 	r := reading{mallocs: mallocs()}
-	r.readProcessors()
+	r.readProcessors(receiver)
 	r.wall = time.Now()
 	return r
 }
 
 // stopClocks reads the clocks after what they are to measure, the wall first.
-func stopClocks() reading {
+func stopClocks(receiver clock) reading {
 	r := reading{wall: time.Now()}
-	r.readProcessors()
+	r.readProcessors(receiver)
 	r.mallocs = mallocs()
 	return r
 }
 
-func (r *reading) readProcessors() {
-	if d, err := perf.ProcessTime(); err == nil {
-		r.process = &d
+// A clock tells a processor time. A nil one is of something of which nothing is known.
+type clock func() (time.Duration, error)
+
+// ownClock is that of a receiver in this process, whose time is this process's.
+func ownClock() (time.Duration, error) { return 0, nil }
+
+func (r *reading) readProcessors(receiver clock) {
+	r.process, r.receiver, r.system = read(perf.ProcessTime), read(receiver), read(perf.SystemTime)
+}
+
+// read returns nil if the clock does not tell.
+func read(c clock) *time.Duration {
+	if c == nil {
+		return nil
 	}
-	if d, err := perf.SystemTime(); err == nil {
-		r.system = &d
+	d, err := c()
+	if err != nil {
+		return nil
 	}
+	return &d
 }
 
 func mallocs() uint64 {

@@ -26,6 +26,9 @@ import (
 // This file is the way from the command line to a command, and from its error to the exit status.
 
 func main() {
+	if hired() {
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // so that a second signal kills
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
@@ -53,7 +56,7 @@ type command struct {
 // commands returns all commands. The first is the default.
 func commands() []command {
 	return []command{
-		{"bench", benchSynopsis, "compare the modes side by side in this process (the default command)", runBench},
+		{"bench", benchSynopsis, "compare the modes side by side (the default command)", runBench},
 		{"serve", serveSynopsis, "receive from any number of senders until interrupted", runServe},
 		{"send", sendSynopsis, "send to a serve on another host", runSend},
 		{"sweep", sweepSynopsis, "find from which size of write on zero-copy pays here, and draw the curve", runSweep},

@@ -21,6 +21,9 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
+	if hired() {
+		return
+	}
 	os.Exit(buildAndRun(m))
 }
 
@@ -71,7 +74,7 @@ func execute(t *testing.T, cmd *exec.Cmd) outcome {
 func TestWrongCommandLines(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"frobnicate", `there is no command "frobnicate": it is one of bench, serve, send, sweep, probe`},
-		{"-frobnicate", "-frobnicate: the flags are -budget, -json, -link, -mode, -region, -rounds, -size, -total"},
+		{"-frobnicate", "-frobnicate: the flags are -budget, -congestion, -json, -link, -mode, -region, -rounds, -size, -total"},
 		{"bench extra", `unexpected argument "extra"`},
 		{"-size", "needs an argument: -size"},
 		{"-size 0", "must be more than 0"},
@@ -100,7 +103,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{"send -to localhost:1 -mode copy,naive", "it is one of copy, naive, zcnet"},
 		{"send -to localhost:1 -size 2MiB -region 1MiB", "does not fit"},
 		{"sweep extra", `unexpected argument "extra"`},
-		{"sweep -frobnicate", "the flags are -budget, -json, -link, -mode, -region, -rounds, -size, -svg, -to, -total"},
+		{"sweep -frobnicate", "the flags are -budget, -congestion, -json, -link, -mode, -region, -rounds, -size, -svg, -to, -total"},
 		{"sweep -to localhost", "is not an address: want HOST:PORT"},
 		{"sweep -to localhost:1 -link lab", "-to and -link exclude each other"},
 		{"sweep -link loopback,lab", `there is no link "loopback,lab": it is one of loopback, lab`},
@@ -251,6 +254,51 @@ func TestBenchTable(t *testing.T) {
 		if !strings.Contains(got.stderr, want) {
 			t.Errorf("want %q in:\n%s", want, got.stderr)
 		}
+	}
+}
+
+func TestCongestionControl(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("it can be chosen on Linux only")
+	}
+	args := []string{"-link", "loopback", "-mode", "copy,zcnet", "-size", "64KiB", "-total", "1MiB", "-rounds", "1", "-congestion"}
+	got := execute(t, zcperf(t, append(args, "reno")...))
+	if got.status != exitOK || !strings.Contains(got.stdout, " Congestion control was reno.") {
+		t.Errorf("status %d, stderr %q; want 0 and the name of the control in:\n%s", got.status, got.stderr, got.stdout)
+	}
+	got = execute(t, zcperf(t, append(args, "nosuch")...))
+	if got.status != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, `congestion control "nosuch"`) || !strings.Contains(got.stderr, "this system has") || !strings.Contains(got.stderr, "reno") {
+		t.Errorf("status %d, stdout %q, stderr %q; want 1, and what there is", got.status, got.stdout, got.stderr)
+	}
+}
+
+// The receiver is another process, which ends with this one, whatever ends that.
+func TestReceiverEndsWithTheSender(t *testing.T) {
+	l, err := listenLoopback()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	if !canHire {
+		t.Skip("processes cannot inherit a listener here")
+	}
+	_, fire, err := hire(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := dialTCP(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fire()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+		t.Errorf("a connection to a receiver that has ended: %v, want it to have ended too", err)
+	}
+	if c, err := dialTCP(t.Context(), addr); err == nil {
+		c.Close()
+		t.Error("somebody still listens")
 	}
 }
 

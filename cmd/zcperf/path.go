@@ -8,12 +8,12 @@ import (
 
 // This file joins a sender and a receiver by a link.
 
-// A path is an open link with a receiver at its far end, which is this process unless the link has no listen.
+// A path is an open link with a receiver at its far end.
 type path struct {
 	*link
 	addr     string
-	cancel   context.CancelFunc
-	receiver sync.WaitGroup
+	receiver clock  // of the receiver
+	fire     func() // ends the receiver, and returns when it has ended
 }
 
 // openPath opens a link and begins to receive on it.
@@ -27,21 +27,33 @@ func openPath(kind linkKind) (*path, error) {
 		l.close()
 		return nil, err
 	}
-	return newPath(l, listener, &receiver{}), nil
+	if !canHire {
+		return newPath(l, listener, &receiver{}), nil
+	}
+	p := &path{link: l, addr: listener.Addr().String()}
+	if p.receiver, p.fire, err = hire(listener); err != nil {
+		l.close()
+		return nil, err
+	}
+	return p, nil
 }
 
-// newPath lets r receive on a link.
+// newPath lets r receive on a link, in this process.
 func newPath(l *link, listener net.Listener, r *receiver) *path {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &path{link: l, addr: listener.Addr().String(), cancel: cancel}
-	p.receiver.Go(func() { r.serve(ctx, listener) })
-	return p
+	var receiving sync.WaitGroup
+	receiving.Go(func() { r.serve(ctx, listener) })
+	fire := func() {
+		cancel()
+		receiving.Wait()
+	}
+	return &path{link: l, addr: listener.Addr().String(), receiver: ownClock, fire: fire}
 }
 
 // remotePath returns the way to a serve in another process.
 func remotePath(addr string) *path {
 	l := &link{name: addr, dial: dialTCP, close: func() error { return nil }}
-	return &path{link: l, addr: addr, cancel: func() {}}
+	return &path{link: l, addr: addr, fire: func() {}}
 }
 
 // where says in words where a path is.
@@ -54,8 +66,7 @@ func (p *path) where() string {
 
 // close ends the receiver and closes the link.
 func (p *path) close() error {
-	p.cancel()
-	p.receiver.Wait()
+	p.fire()
 	return p.link.close()
 }
 
@@ -65,9 +76,6 @@ func (p *path) transfer(ctx context.Context, m mode, t transfer) (result, error)
 	if err != nil {
 		return result{}, err
 	}
-	s, err := openSender(m, c)
-	if err != nil {
-		return result{}, err
-	}
-	return t.run(ctx, s)
+	t.receiver = p.receiver
+	return t.over(ctx, c, m)
 }

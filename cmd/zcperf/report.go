@@ -88,7 +88,7 @@ func (g *group) rows() (rows []row) {
 // same side.
 func printTable(w io.Writer, rows []row) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "link\twrites of\tmode\tGB/s\tlowest to highest\tof copy\tprocess CPU/GB\tsystem CPU/GB\tuncopied")
+	fmt.Fprintln(t, "link\twrites of\tmode\tGB/s\tlowest to highest\tof copy\tsender's CPU/GB\tsystem CPU/GB\tuncopied")
 	for _, r := range rows {
 		fmt.Fprintf(t, "%s\t%v\t%s\t%5.2f\t%5.2f to %5.2f\t%s\t%s\t%s\t%8s\n", r.Link, r.Size, r.Mode,
 			r.GBPerS, r.lowest, r.highest, times(r.ofCopy), cpu(r.ProcCPU), cpu(r.SysCPU), r.uncopied())
@@ -135,10 +135,18 @@ func (b *bench) meanings() (lines []string) {
 			}
 		}
 		if len(by["zcnet"]) > 0 {
-			lines = append(lines, capitalized(p.where())+" "+meaning(by["copy"], by["naive"], by["zcnet"]))
+			lines = append(lines, capitalized(p.where())+" "+meaning(by["copy"], by["naive"], by["zcnet"])+by["zcnet"][0].controlled())
 		}
 	}
 	return lines
+}
+
+// controlled says in a sentence how TCP was controlled, where that is known.
+func (r result) controlled() string {
+	if r.Control == "" {
+		return ""
+	}
+	return " Congestion control was " + r.Control + "."
 }
 
 // capitalized makes a text the beginning of a sentence.
@@ -267,17 +275,21 @@ func (b *bench) shortfalls() (lines []string) {
 func disturbance(rows []row) []string {
 	var others, capacity float64
 	for _, r := range rows {
-		if r.ProcCPU == nil || r.SysCPU == nil {
+		if r.ProcCPU == nil || r.receiverCPU == nil || r.SysCPU == nil {
 			return nil
 		}
-		others += (*r.SysCPU - *r.ProcCPU) * float64(r.Bytes) / 1e9
+		others += (*r.SysCPU - *r.ProcCPU - *r.receiverCPU) * float64(r.Bytes) / 1e9
 		capacity += r.Seconds * float64(runtime.NumCPU())
 	}
-	if share := others / capacity; share > tolerableShare {
+	if share := others / capacity; share > tolerableShare && others > coarse {
 		return []string{fmt.Sprintf("Others took %.0f%% of the processors meanwhile: a quiet machine gives better figures.", 100*share)}
 	}
 	return nil
 }
 
-// tolerableShare is how much of the processors others may take before it is worth a word.
-const tolerableShare = 0.1
+// tolerableShare is how much of the processors others may take before it is worth a word, and coarse how many seconds of them
+// are no more than the clocks' hundredths.
+const (
+	tolerableShare = 0.1
+	coarse         = 0.1
+)

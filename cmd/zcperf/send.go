@@ -8,7 +8,7 @@ import (
 
 // This file is the command send.
 
-const sendSynopsis = "-to HOST:PORT [-mode zcnet] [-size 1MiB] [-total 1GiB] [-region 1GiB] [-json]"
+const sendSynopsis = "-to HOST:PORT [-mode zcnet] [-size 1MiB] [-total 1GiB] [-region 1GiB] [-congestion NAME] [-json]"
 
 const (
 	defaultSendSize   = 1 << 20
@@ -20,6 +20,7 @@ type sendConfig struct {
 	to                  string
 	mode                mode
 	size, total, region size
+	congestion          string
 	json                bool
 }
 
@@ -31,6 +32,7 @@ func parseSend(args []string) (sendConfig, error) {
 	fs.Func("size", "`size` of one write (default 1MiB)", one(&cfg.size, parseMemorySize))
 	fs.Func("total", "`size` of everything (default 1GiB)", one(&cfg.total, parseSize))
 	fs.Func("region", "`size` of the memory to send from (default 1GiB)", one(&cfg.region, parseMemorySize))
+	fs.StringVar(&cfg.congestion, "congestion", "", congestionUsage)
 	fs.BoolFunc("json", "print a JSON object", yes(&cfg.json))
 	if err := parse(fs, sendSynopsis, args, 0); err != nil {
 		return cfg, err
@@ -93,13 +95,9 @@ func (cfg sendConfig) transfer(ctx context.Context, t transfer, show *progress) 
 	if err != nil {
 		return result{}, err
 	}
-	s, err := openSender(cfg.mode, c)
-	if err != nil {
-		return result{}, err
-	}
 	show.beginTransfer("sent", t.total)
-	t.show = show
-	return t.run(ctx, s)
+	t.show, t.congestion = show, cfg.congestion
+	return t.over(ctx, c, cfg.mode)
 }
 
 // report prints the result.

@@ -16,7 +16,7 @@ import (
 
 // This file is the command sweep: a bench of one link at many sizes of write, from which a threshold follows.
 
-const sweepSynopsis = "[-to HOST:PORT | -link lab] [-mode copy,naive,zcnet] [-size 4KiB,8KiB,...,16MiB] [-total 256MiB] [-rounds 5] [-region 256MiB] [-budget 55s] [-svg sweep.svg] [-json]"
+const sweepSynopsis = "[-to HOST:PORT | -link lab] [-mode copy,naive,zcnet] [-size 4KiB,8KiB,...,16MiB] [-total 256MiB] [-rounds 5] [-region 256MiB] [-budget 55s] [-congestion NAME] [-svg sweep.svg] [-json]"
 
 const (
 	smallestSweep = zcnetPage
@@ -78,7 +78,7 @@ func (cfg sweepConfig) check() error {
 	largest := slices.Max(cfg.sizes)
 	switch {
 	case cfg.to != "" && cfg.links != nil:
-		return usagef("sweep: -to and -link exclude each other: a link of this machine ends in this process")
+		return usagef("sweep: -to and -link exclude each other: a link ends on this machine")
 	case !cfg.hasMode("copy") || !cfg.hasMode("zcnet"):
 		return usagef("sweep: -mode lacks copy or zcnet: the threshold follows from comparing these two")
 	case largest > cfg.total:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"time"
 
@@ -29,6 +30,9 @@ type transfer struct {
 	work   work      // asked of the receiver
 	until  time.Time // when to stop sending, if not before; zero for no limit
 	show   *progress
+
+	congestion string // the control to use; empty for the system's
+	receiver   clock  // of the receiver
 }
 
 // A result is what a transfer has come to. Its JSON is what -json prints.
@@ -36,10 +40,11 @@ type result struct {
 	Link     string   `json:"link"`
 	Mode     string   `json:"mode"`
 	Size     size     `json:"size"` // of one write
+	Control  string   `json:"congestion_control,omitempty"`
 	Bytes    int64    `json:"bytes"`
 	Seconds  float64  `json:"seconds"`
 	GBPerS   float64  `json:"gb_per_s"`
-	ProcCPU  *float64 `json:"proc_cpu_s_per_gb"` // null where it cannot be measured
+	ProcCPU  *float64 `json:"proc_cpu_s_per_gb"` // of the sender's; null where it cannot be measured
 	SysCPU   *float64 `json:"sys_cpu_s_per_gb"`  // so too
 	Writes   int64    `json:"writes"`
 	Allocs   float64  `json:"allocs_per_write"` // heap objects of the whole process
@@ -51,7 +56,26 @@ type result struct {
 	CutShort bool     `json:"cut_short"`        // fewer bytes than asked for were sent: the time was up, or an interrupt came
 	counts
 
-	answer trailer // the receiver's
+	answer      trailer  // the receiver's
+	receiverCPU *float64 // seconds per GB
+}
+
+// over makes the transfer over a new connection, which it closes.
+func (t transfer) over(ctx context.Context, c net.Conn, m mode) (result, error) {
+	if t.congestion != "" {
+		if err := setCongestion(c, t.congestion); err != nil {
+			c.Close()
+			return result{}, err
+		}
+	}
+	control := congestion(c)
+	s, err := openSender(m, c)
+	if err != nil {
+		return result{}, err
+	}
+	r, err := t.run(ctx, s)
+	r.Control = control
+	return r, err
 }
 
 // run sends over s until everything is sent, the time is up or ctx ends, and closes s. The last two shorten the
@@ -71,7 +95,7 @@ func (t transfer) run(ctx context.Context, s sender) (result, error) {
 	})
 	defer stop()
 
-	start := startClocks()
+	start := startClocks(t.receiver)
 	bytes, writes, err := t.sendAll(s)
 	if err != nil {
 		return result{}, fmt.Errorf("after %d bytes: %w", bytes, err)
@@ -80,7 +104,7 @@ func (t transfer) run(ctx context.Context, s sender) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	end := stopClocks()
+	end := stopClocks(t.receiver)
 	if answer.Received != bytes {
 		return result{}, fmt.Errorf("of %d bytes sent the receiver got %d", bytes, answer.Received)
 	}
@@ -149,7 +173,9 @@ func measure(start, end reading, bytes, writes int64) result {
 		ProcCPU: perGB(start.process, end.process, bytes),
 		SysCPU:  perGB(start.system, end.system, bytes),
 		Writes:  writes,
-		Allocs:  float64(end.mallocs-start.mallocs) / float64(max(writes, 1)),
+
+		receiverCPU: perGB(start.receiver, end.receiver, bytes),
+		Allocs:      float64(end.mallocs-start.mallocs) / float64(max(writes, 1)),
 	}
 }
 

@@ -16,3 +16,15 @@ func TestParseStat(t *testing.T) {
 		}
 	}
 }
+
+func TestParseProcessStat(t *testing.T) {
+	const stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 150 250 5 6 20 0 1 0 7 8 9"
+	if got, err := parseProcessStat(stat); err != nil || got != 4*time.Second {
+		t.Errorf("got %v, %v; want 4s", got, err)
+	}
+	for _, stat := range []string{"", "42 (a) S 1 42 42 0 -1 4194560 1 2 3 4 150", "42 (a) S 1 42 42 0 -1 4194560 1 2 3 4 x 250", "42 (a) S 1 42 42 0 -1 4194560 1 2 3 4 150 y"} {
+		if got, err := parseProcessStat(stat); err == nil {
+			t.Errorf("parseProcessStat(%q) = %v, want an error", stat, got)
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file is about the congestion control of TCP, which decides more than many a library about how fast a fast link is.
+
+// setCongestion has c controlled by the algorithm of this name.
+func setCongestion(c net.Conn, name string) error {
+	var err error
+	if ctlErr := control(c, func(fd int) { err = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name) }); ctlErr != nil {
+		return ctlErr
+	}
+	if err != nil {
+		return fmt.Errorf("congestion control %q: %w (this system has %s)", name, os.NewSyscallError("setsockopt TCP_CONGESTION", err), congestionControls())
+	}
+	return nil
+}
+
+// congestion returns the name of the algorithm that controls c, or nothing if it cannot be read.
+func congestion(c net.Conn) (name string) {
+	var err error
+	if ctlErr := control(c, func(fd int) { name, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION) }); ctlErr != nil || err != nil {
+		return ""
+	}
+	return name
+}
+
+func control(c net.Conn, f func(fd int)) error {
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { f(int(fd)) })
+}
+
+// congestionControls lists the algorithms that there are.
+func congestionControls() string {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+	if err != nil {
+		return "those of sysctl net.ipv4.tcp_available_congestion_control"
+	}
+	return strings.Join(strings.Fields(string(b)), ", ")
+}
