@@ -28,16 +28,34 @@ import (
 // repeats one mode before it comes to the next.
 //
 // Beside the time each reports processor seconds per 10^9 bytes, of this process (cpu-s/GB) and of the whole system
-// (sys-cpu-s/GB). The former has the receiver in it where that is in this process, the latter also the part of the
-// kernel's work that is charged to nobody, and whatever else the machine does.
+// (sys-cpu-s/GB). The latter has the receiver in it, also the part of the kernel's work that is charged to nobody, and
+// whatever else the machine does. The receiver is in a process of its own, as on another host it is, but that of BenchmarkRequestResponse.
+
+// A benchLink is where a benchmark runs.
+type benchLink struct {
+	name   string
+	pair   pairMaker
+	listen func() (net.Listener, dialer)
+}
 
 // onEachBenchLink runs a benchmark over loopback, where there is nothing to be gained, and over the link on which what
 // near sends is not copied. Unlike onEachLink's, the buffers are the system's.
-func onEachBenchLink(b *testing.B, bench func(b *testing.B, pair pairMaker)) {
-	b.Run("link=loopback", func(b *testing.B) { bench(b, loopbackPair) })
+func onEachBenchLink(b *testing.B, bench func(b *testing.B, on benchLink)) {
+	b.Run("link=loopback", func(b *testing.B) {
+		bench(b, benchLink{"loopback", loopbackPair, func() (net.Listener, dialer) {
+			l, err := net.Listen("tcp4", "127.0.0.1:0")
+			check(b, err)
+			return l, loopbackDialer{}
+		}})
+	})
 	b.Run("link=lab", func(b *testing.B) {
 		link := lab.ForTest(b)
-		bench(b, func(t testing.TB) (near, far *net.TCPConn) { return labPair(t, link) })
+		pair := func(t testing.TB) (near, far *net.TCPConn) { return labPair(t, link) }
+		bench(b, benchLink{"lab", pair, func() (net.Listener, dialer) {
+			l, err := link.Receiver.ListenAddr("tcp4", net.JoinHostPort(link.Receiver.IPv4().String(), "0"))
+			check(b, err)
+			return l, link.Sender
+		}})
 	})
 }
 
@@ -172,24 +190,20 @@ func arrived(c *net.TCPConn) error {
 	}
 }
 
-// discardingPair returns the sending end of a connection whose other end drops what arrives.
-func discardingPair(b *testing.B, pair pairMaker) (near *net.TCPConn) {
-	b.Helper()
-	var receiving sync.WaitGroup
-	b.Cleanup(receiving.Wait) // after the connection was closed
-	near, far := pair(b)
-	receiving.Go(func() { _, _ = perf.Discard(far) })
-	return near
+// discarded returns the sending end of a connection whose other end drops what arrives.
+func (on benchLink) discarded(b *testing.B) *net.TCPConn {
+	l, d := on.listen()
+	return newCrowd(b, 1, "discard", l, d).near[0]
 }
 
 // BenchmarkWrite sends by one call after the other, from memory that is cycled through.
 func BenchmarkWrite(b *testing.B) {
 	region := benchRegion(b)
-	onEachBenchLink(b, func(b *testing.B, pair pairMaker) {
+	onEachBenchLink(b, func(b *testing.B, on benchLink) {
 		for _, size := range []int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 16 << 20} {
 			for _, mode := range []benchMode{modeCopy, modeNaive, modeZcnet} {
 				b.Run(fmt.Sprintf("size=%s/mode=%s", byteSize(size), mode.name), func(b *testing.B) {
-					near := discardingPair(b, pair)
+					near := on.discarded(b)
 					s := mode.open(b, near)
 					memory := cycle{p: region}
 					measured(b, int64(size), func() error { return s.send(memory.next(size)) },
@@ -203,10 +217,10 @@ func BenchmarkWrite(b *testing.B) {
 // BenchmarkCopy is io.Copy to a connection from a reader that is nothing else, as of a decompressor or a cipher.
 func BenchmarkCopy(b *testing.B) {
 	region := benchRegion(b)
-	onEachBenchLink(b, func(b *testing.B, pair pairMaker) {
+	onEachBenchLink(b, func(b *testing.B, on benchLink) {
 		for _, mode := range []benchMode{modeCopy, modeZcnet} {
 			b.Run("mode="+mode.name, func(b *testing.B) {
-				near := discardingPair(b, pair)
+				near := on.discarded(b)
 				s := mode.open(b, near)
 				measured(b, int64(region.Len()), func() error {
 					_, err := io.Copy(s.Conn, struct{ io.Reader }{bytes.NewReader(region.Bytes())})
@@ -228,13 +242,13 @@ const (
 // that write is part of that exchange's.
 func BenchmarkRequestResponse(b *testing.B) {
 	region := benchRegion(b)
-	onEachBenchLink(b, func(b *testing.B, pair pairMaker) {
+	onEachBenchLink(b, func(b *testing.B, on benchLink) {
 		for _, size := range []int{64, 16 << 10} {
 			for _, mode := range []benchMode{modeCopy, modeZcnet} {
 				b.Run(fmt.Sprintf("size=%s/mode=%s", byteSize(size), mode.name), func(b *testing.B) {
 					var responding sync.WaitGroup
 					b.Cleanup(responding.Wait) // after the connection was closed
-					near, far := pair(b)
+					near, far := on.pair(b)
 					responding.Go(func() { respond(far, size) })
 					exchange(b, mode.open(b, near), region, size)
 				})
@@ -286,30 +300,19 @@ func respond(c *net.TCPConn, size int) {
 // that their processor time can be compared.
 const crowdOp int64 = 10_000 * 256 << 10
 
-// BenchmarkConns has few and many connections send at once, each from a goroutine of its own. The receivers are in
-// another process, which only sys-cpu-s/GB knows of. It takes some seconds for each: -benchtime 5s is about right.
+// BenchmarkConns has few and many connections send at once, each from a goroutine of its own. It takes some seconds for each: -benchtime 5s is about right.
 //
 // The lab's link loses segments when so many send at once, for its receiving end has a ring of 256 (VETH_RING_SIZE in
 // drivers/net/veth.c). What is sent again costs time and processors, so the number is reported: runs with very
 // different numbers do not compare.
 func BenchmarkConns(b *testing.B) {
 	region := benchRegion(b)
-	b.Run("link=loopback", func(b *testing.B) {
-		modes := []benchMode{modeCopy, modeZcnet, modeInsist}
-		benchConns(b, region, modes, func() (net.Listener, dialer) {
-			l, err := net.Listen("tcp4", "127.0.0.1:0")
-			check(b, err)
-			return l, loopbackDialer{}
-		})
-	})
-	b.Run("link=lab", func(b *testing.B) {
-		link := lab.ForTest(b)
+	onEachBenchLink(b, func(b *testing.B, on benchLink) {
 		modes := []benchMode{modeCopy, modeZcnet}
-		benchConns(b, region, modes, func() (net.Listener, dialer) {
-			l, err := link.Receiver.ListenAddr("tcp4", net.JoinHostPort(link.Receiver.IPv4().String(), "0"))
-			check(b, err)
-			return l, link.Sender
-		})
+		if on.name == "loopback" {
+			modes = append(modes, modeInsist)
+		}
+		benchConns(b, region, modes, on.listen)
 	})
 }
 

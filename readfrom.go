@@ -27,8 +27,8 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 }
 
 const (
-	readBufferSize  = 256 << 10
-	readBufferCount = 64 // of the process: 16 MiB of address space, touched as needed
+	readBufferSize  = flaggedCall // each is one call and comes back by itself: longer ones leave the caches before that
+	readBufferCount = 128         // of the process: 15 MiB of address space, touched as needed
 )
 
 // readBuffers is the pool for ReadFrom of all connections; nil where there is no memory for it.
