@@ -2,6 +2,7 @@ package zcnet
 
 import (
 	"errors"
+	"io"
 	"sync"
 	"testing"
 	"time"
@@ -171,4 +172,73 @@ func TestWriterReadsWhatWasLeftEverySoManyCalls(t *testing.T) {
 			t.Fatal("due though nothing was left")
 		}
 	}
+}
+
+// A connection that sends plainly, because its path copies, is not watched while it has nothing in flight, and is again
+// for each flagged call by which it tries the path.
+func TestACopyingPathIsWatchedOnlyWhenItIsTried(t *testing.T) {
+	near, far := loopbackPair(t)
+	c := wrap(t, near, &Config{Threshold: 1})
+	var receiving sync.WaitGroup
+	receiving.Go(func() { _, _ = io.Copy(io.Discard, far) })
+	defer receiving.Wait()
+	defer c.Close()
+	p, _ := allocNoise(t, 64<<10, 1)
+	defer p.Release()
+	ctx := testContext(t)
+	for !c.s.pathCopies() {
+		ticket, err := c.WritePinned(p)
+		check(t, err)
+		check(t, ticket.Wait(ctx))
+	}
+	for range 20 {
+		eventually(t, "the watch ends", func() bool { return !c.s.watched.Load() })
+		sends := c.Stats().Sends
+		c.tryPathNow()
+		ticket, err := c.WritePinned(p)
+		check(t, err)
+		check(t, ticket.Wait(ctx))
+		if got := c.Stats().Sends; got != sends+1 {
+			t.Fatalf("%d flagged calls after %d: the path was due for a try", got, sends)
+		}
+	}
+}
+
+// Whoever tries the path may meet the poller that is about to end the watch.
+func TestNoCompletionIsMissedWhenTheWatchEnds(t *testing.T) {
+	near, far := loopbackPair(t)
+	c := wrap(t, near, &Config{Threshold: 1})
+	var receiving, sending sync.WaitGroup
+	receiving.Go(func() { _, _ = io.Copy(io.Discard, far) })
+	defer receiving.Wait()
+	defer c.Close()
+	ctx := testContext(t)
+	for i := range 4 {
+		p, _ := allocNoise(t, 8<<10, uint64(i))
+		defer p.Release()
+		sending.Go(func() {
+			for range 3000 {
+				c.tryPathNow()
+				ticket, err := c.WritePinned(p)
+				if err == nil {
+					err = ticket.Wait(ctx)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	sending.Wait()
+	if s := c.Stats(); s.IDsInFlight != 0 || !s.PathCopies || s.Sends < 1000 {
+		t.Errorf("%+v, want more than 1000 flagged calls, all of which were copied", s)
+	}
+}
+
+// tryPathNow makes a path that copies due for a flagged call.
+func (c *Conn) tryPathNow() {
+	c.s.path.mu.Lock()
+	defer c.s.path.mu.Unlock()
+	c.s.path.tryAt = time.Time{}
 }

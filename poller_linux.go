@@ -296,13 +296,33 @@ func (s *socket) rewatch(fd uintptr, ended bool) {
 	r := &s.readers
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ended && r.news {
+	if ended && r.news || s.rest(fd) {
 		return
 	}
 	s.stats.syscalls.Add(1)
 	if s.kernel.rewatch(fd, s, interest{read: r.armed, news: ended}) {
 		r.news = ended
 	}
+}
+
+// rest ends the watch of a connection that has nothing to hear of for a while, because it sends plainly and all that it
+// sent otherwise has come back, and reports whether it has. Once no connection is watched the poller ends, and that
+// is good for all others: while its goroutine waits, a thread does in the runtime's poller, and who blocks there is
+// woken in another thread. s.readers.mu is held.
+//
+// Who makes a flagged call says so first and then looks whether it is watched, and here it is the other way round, so
+// that one of them sees the other.
+func (s *socket) rest(fd uintptr) bool {
+	if !s.watched.Load() || !s.pathCopies() || s.readers.armed || s.cfg.ErrorQueue != nil {
+		return false
+	}
+	s.watched.Store(false)
+	if !s.ledger().idle() {
+		s.watched.Store(true)
+		return false
+	}
+	s.kernel.unwatch(fd, s)
+	return true
 }
 
 // setWatch sets the watch of a descriptor that may have none yet. s.readers.mu is held.
@@ -314,8 +334,8 @@ func (s *socket) setWatch(fd uintptr, read bool) error {
 	return err
 }
 
-// watch has completions heard from before the first flagged call on. A connection that is being closed needs no
-// watching: the ledger lets it send nothing more.
+// watch has completions heard from before a flagged call on, whose ID is reserved. A connection that is being closed
+// needs no watching: the ledger lets it send nothing more.
 func (s *socket) watch(fd uintptr) error {
 	if s.watched.Load() {
 		return nil

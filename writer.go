@@ -331,11 +331,9 @@ func (w *write) sendNext(fd uintptr) error {
 	if !w.flagNext(fd) {
 		return w.sendCopied(fd)
 	}
-	if err := w.s.watch(fd); err != nil {
-		w.refuse(err)
-		return nil
-	}
 	switch err := w.sendFlagged(fd); err {
+	case errDeaf:
+		return nil
 	case syscall.ENOBUFS:
 		w.noBuffers(fd)
 		return nil
@@ -350,6 +348,9 @@ func (w *write) sendNext(fd uintptr) error {
 		return err
 	}
 }
+
+// errDeaf is the error of a flagged call that was not made, because nobody would have heard its completion.
+var errDeaf = errors.New("completions cannot be watched")
 
 // flagNext decides for the next part of the write whether to send it with MSG_ZEROCOPY.
 func (w *write) flagNext(fd uintptr) bool {
@@ -382,6 +383,11 @@ func (w *write) sendFlagged(fd uintptr) error {
 	w.gather(w.size, true)
 	if !w.s.ledger().reserve() {
 		return net.ErrClosed
+	}
+	if err := w.s.watch(fd); err != nil {
+		w.s.ledger().cancel()
+		w.refuse(err)
+		return errDeaf
 	}
 	n, err := w.send(fd, msgZeroCopy)
 	if err != nil {
