@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command bench: which transfers it makes, in which order, and in how much time.
@@ -54,10 +55,10 @@ func parseBench(args []string) (benchConfig, error) {
 		budget: defaultBudget,
 	}
 	var cfg benchConfig
-	fs := newFlags("bench")
+	fs := cli.NewFlags("bench")
 	fs.Func("link", "`links` to send over: loopback, lab (default: both if the lab can be built)", many(&cfg.links, named("link", linkKinds())))
 	cfg.addFlags(fs, defaults)
-	if err := parse(fs, benchSynopsis, args, 0); err != nil {
+	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
 	cfg.complete(defaults)
@@ -111,7 +112,7 @@ func (cfg *benchConfig) complete(defaults benchConfig) {
 // checkRegion refuses writes that do not fit the memory to send from.
 func checkRegion(command string, region, largest size) error {
 	if largest > region {
-		return usagef("%s: a write of %v does not fit -region %v: it must not be larger", command, largest, region)
+		return cli.Usagef("%s: a write of %v does not fit -region %v: it must not be larger", command, largest, region)
 	}
 	return nil
 }
@@ -212,7 +213,7 @@ func (b *bench) openPaths(ctx context.Context) error {
 	}
 	for _, kind := range links {
 		if ctx.Err() != nil {
-			return errInterrupted
+			return cli.ErrInterrupted
 		}
 		err := b.openPath(kind)
 		switch {
@@ -220,7 +221,7 @@ func (b *bench) openPaths(ctx context.Context) error {
 		case b.cfg.links != nil:
 			return err
 		default:
-			b.show.note("without %s", oneLine(err))
+			b.show.note("without %s", cli.OneLine(err))
 		}
 	}
 	if len(b.paths) == 0 {
@@ -333,10 +334,10 @@ func (b *bench) transfer(ctx context.Context, g *group, c *cell, t transfer) (re
 	r, err := g.path.transfer(ctx, c.mode, t)
 	switch {
 	case ctx.Err() != nil:
-		return result{}, errInterrupted
+		return result{}, cli.ErrInterrupted
 	case errors.Is(err, errNoMode) && b.cfg.anyModes:
 		c.missing = true
-		b.tellOnce(fmt.Sprintf("without mode %s: %s", c.mode.name, oneLine(err)))
+		b.tellOnce(fmt.Sprintf("without mode %s: %s", c.mode.name, cli.OneLine(err)))
 		return result{}, nil
 	case err != nil:
 		return result{}, fmt.Errorf("%s, mode %s, writes of %v: %w", g.path.name, c.mode.name, g.size, err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // smallBench is a bench that takes no time to speak of.
@@ -107,8 +108,8 @@ func TestInterruptedBenchReportsWhatItHas(t *testing.T) {
 		return open(c)
 	}}}
 	b := newBench(cfg, nil)
-	if err := b.run(ctx); !errors.Is(err, errInterrupted) {
-		t.Fatalf("got %v, want %v", err, errInterrupted)
+	if err := b.run(ctx); !errors.Is(err, cli.ErrInterrupted) {
+		t.Fatalf("got %v, want %v", err, cli.ErrInterrupted)
 	}
 	var stdout, stderr bytes.Buffer
 	if err := b.report(&stdout, &stderr); err != nil {

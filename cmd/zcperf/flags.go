@@ -2,9 +2,7 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"strconv"
@@ -12,76 +10,7 @@ import (
 	"time"
 )
 
-// This file parses flags, and says in one line what is wrong with them.
-
-// usageError is the error of a command line that means nothing.
-type usageError struct{ text string }
-
-func (e *usageError) Error() string { return e.text }
-
-func usagef(format string, args ...any) error {
-	return &usageError{fmt.Sprintf(format, args...)}
-}
-
-// helpRequest is the "error" of a command line that asks for help.
-type helpRequest struct {
-	synopsis string
-	flags    *flag.FlagSet // nil asks for the help of the whole program
-}
-
-func (h *helpRequest) Error() string { return "help" }
-
-// print writes the help that was asked for.
-func (h *helpRequest) print(w io.Writer) {
-	if h.flags != nil {
-		fmt.Fprintf(w, "usage: zcperf %s %s\n", h.flags.Name(), h.synopsis)
-		h.flags.SetOutput(w)
-		h.flags.PrintDefaults()
-		return
-	}
-	fmt.Fprint(w, "Zcperf measures sending without copying: plain Write, a naive MSG_ZEROCOPY loop and zcnet.\n\n")
-	for _, c := range commands() {
-		fmt.Fprintf(w, "  zcperf %s %s\n        %s\n", c.name, c.synopsis, c.about)
-	}
-	fmt.Fprint(w, "\nzcperf COMMAND -h explains the flags of a command.\n")
-}
-
-// isHelp reports whether an argument asks for help.
-func isHelp(arg string) bool {
-	return slices.Contains([]string{"-h", "-help", "--h", "--help"}, arg)
-}
-
-// newFlags returns the empty set of flags of a command.
-func newFlags(command string) *flag.FlagSet {
-	fs := flag.NewFlagSet(command, flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // errors are one line, printed by run
-	fs.Usage = func() {}
-	return fs
-}
-
-// parse parses the flags of a command, after which up to maxArgs arguments may follow.
-func parse(fs *flag.FlagSet, synopsis string, args []string, maxArgs int) error {
-	err := fs.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return &helpRequest{synopsis, fs}
-	case err != nil && strings.Contains(err.Error(), "not defined"):
-		return usagef("%s: %v: the flags are %s", fs.Name(), err, strings.Join(flagNames(fs), ", "))
-	case err != nil:
-		return usagef("%s: %v", fs.Name(), err)
-	case fs.NArg() > maxArgs:
-		return usagef("%s: unexpected argument %q: usage is zcperf %s %s", fs.Name(), fs.Arg(maxArgs), fs.Name(), synopsis)
-	}
-	return nil
-}
-
-func flagNames(fs *flag.FlagSet) (names []string) {
-	fs.VisitAll(func(f *flag.Flag) { names = append(names, "-"+f.Name) })
-	if len(names) == 0 {
-		return []string{"none"}
-	}
-	return names
-}
+// This file parses the values of flags.
 
 // one sets dst to what parse makes of a flag's value.
 func one[T any](dst *T, parse func(string) (T, error)) func(string) error {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/zcnet-go/zcnet/internal/cli"
 	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
@@ -28,7 +29,7 @@ func hired() bool {
 	}
 	if err := receiveForParent(); err != nil {
 		fmt.Fprintln(os.Stderr, "zcperf: the receiver:", err)
-		os.Exit(exitFailed)
+		os.Exit(cli.Failed)
 	}
 	return true
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zcnet-go/zcnet/internal/cli"
 	"github.com/zcnet-go/zcnet/internal/lab"
 )
 
@@ -119,7 +120,7 @@ func TestWrongCommandLines(t *testing.T) {
 	} {
 		got := execute(t, zcperf(t, strings.Fields(test.args)...))
 		oneLine := strings.Count(got.stderr, "\n") == 1 && strings.HasPrefix(got.stderr, "zcperf: ")
-		if got.status != exitUsage || got.stdout != "" || !oneLine || !strings.Contains(got.stderr, test.want) {
+		if got.status != cli.Usage || got.stdout != "" || !oneLine || !strings.Contains(got.stderr, test.want) {
 			t.Errorf("zcperf %s: status %d, stdout %q, stderr %q; want status 2 and one line with %q",
 				test.args, got.status, got.stdout, got.stderr, test.want)
 		}
@@ -139,7 +140,7 @@ func TestHelp(t *testing.T) {
 		"probe -h":    "usage: zcperf probe [HOST:PORT]",
 	} {
 		got := execute(t, zcperf(t, strings.Fields(args)...))
-		if got.status != exitOK || got.stderr != "" || !strings.Contains(got.stdout, want) {
+		if got.status != cli.OK || got.stderr != "" || !strings.Contains(got.stdout, want) {
 			t.Errorf("zcperf %s: status %d, stdout %q, stderr %q; want status 0 and help with %q",
 				args, got.status, got.stdout, got.stderr, want)
 		}
@@ -164,7 +165,7 @@ func TestFailuresAreOneLine(t *testing.T) {
 		got := execute(t, zcperf(t, args...))
 		lines := strings.Split(strings.TrimSpace(got.stderr), "\n")
 		said := slices.ContainsFunc(lines, func(s string) bool { return strings.HasPrefix(s, "zcperf: ") })
-		if got.status != exitFailed || got.stdout != "" || !said || !strings.HasPrefix(lines[len(lines)-1], "zcperf: ") {
+		if got.status != cli.Failed || got.stdout != "" || !said || !strings.HasPrefix(lines[len(lines)-1], "zcperf: ") {
 			t.Errorf("zcperf %s: status %d, stdout %q, stderr %q; want status 1 and a last line that says why",
 				strings.Join(args, " "), got.status, got.stdout, got.stderr)
 		}
@@ -201,7 +202,7 @@ func parseJSON(t *testing.T, stdout string) (results []result) {
 
 func TestBenchJSON(t *testing.T) {
 	got := execute(t, zcperf(t, "-link", "loopback", "-size", "64K,4096", "-total", "8MB", "-rounds", "3", "-json"))
-	if got.status != exitOK {
+	if got.status != cli.OK {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
 	var found []string
@@ -238,7 +239,7 @@ func TestBenchJSON(t *testing.T) {
 
 func TestBenchTable(t *testing.T) {
 	got := execute(t, zcperf(t, "bench", "-link", "loopback", "-mode", "copy,zcnet,copy", "-size", "1MiB", "-total", "16MiB", "-rounds", "1"))
-	if got.status != exitOK {
+	if got.status != cli.OK {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
 	lines := strings.Split(got.stdout, "\n")
@@ -263,11 +264,11 @@ func TestCongestionControl(t *testing.T) {
 	}
 	args := []string{"-link", "loopback", "-mode", "copy,zcnet", "-size", "64KiB", "-total", "1MiB", "-rounds", "1", "-congestion"}
 	got := execute(t, zcperf(t, append(args, "reno")...))
-	if got.status != exitOK || !strings.Contains(got.stdout, " Congestion control was reno.") {
+	if got.status != cli.OK || !strings.Contains(got.stdout, " Congestion control was reno.") {
 		t.Errorf("status %d, stderr %q; want 0 and the name of the control in:\n%s", got.status, got.stderr, got.stdout)
 	}
 	got = execute(t, zcperf(t, append(args, "nosuch")...))
-	if got.status != exitFailed || got.stdout != "" || !strings.Contains(got.stderr, `congestion control "nosuch"`) || !strings.Contains(got.stderr, "this system has") || !strings.Contains(got.stderr, "reno") {
+	if got.status != cli.Failed || got.stdout != "" || !strings.Contains(got.stderr, `congestion control "nosuch"`) || !strings.Contains(got.stderr, "this system has") || !strings.Contains(got.stderr, "reno") {
 		t.Errorf("status %d, stdout %q, stderr %q; want 1, and what there is", got.status, got.stdout, got.stderr)
 	}
 }
@@ -307,7 +308,7 @@ func TestBenchDisabled(t *testing.T) {
 	cmd := zcperf(t, "-link", "loopback", "-mode", "zcnet", "-size", "1MiB", "-total", "4MiB", "-rounds", "1")
 	cmd.Env = append(os.Environ(), "ZCNET_DISABLE=1")
 	got := execute(t, cmd)
-	if got.status != exitOK || runtime.GOOS == "linux" && !strings.Contains(got.stdout, "ZCNET_DISABLE=1") {
+	if got.status != cli.OK || runtime.GOOS == "linux" && !strings.Contains(got.stdout, "ZCNET_DISABLE=1") {
 		t.Errorf("status %d, stdout %s, stderr %s; want status 0 and the reason", got.status, got.stdout, got.stderr)
 	}
 }
@@ -316,7 +317,7 @@ func TestBenchDisabled(t *testing.T) {
 func TestBenchLab(t *testing.T) {
 	lab.ForTest(t)
 	got := execute(t, zcperf(t, "-link", "lab", "-size", "1MiB", "-total", "64MiB", "-rounds", "1", "-json"))
-	if got.status != exitOK {
+	if got.status != cli.OK {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
 	results := parseJSON(t, got.stdout)
@@ -341,7 +342,7 @@ func TestBenchLab(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	got := execute(t, zcperf(t, "probe"))
-	if got.status != exitOK || !strings.HasPrefix(got.stdout, "zero-copy:") || got.stderr != "" {
+	if got.status != cli.OK || !strings.HasPrefix(got.stdout, "zero-copy:") || got.stderr != "" {
 		t.Errorf("status %d, stdout %q, stderr %q; want status 0 and a report", got.status, got.stdout, got.stderr)
 	}
 	l, err := listenLoopback()
@@ -350,7 +351,7 @@ func TestProbe(t *testing.T) {
 	}
 	defer l.Close()
 	got = execute(t, zcperf(t, "probe", l.Addr().String()))
-	if got.status != exitOK || !strings.HasPrefix(got.stdout, "zero-copy:") || got.stderr != "" {
+	if got.status != cli.OK || !strings.HasPrefix(got.stdout, "zero-copy:") || got.stderr != "" {
 		t.Errorf("of an address: status %d, stdout %q, stderr %q; want status 0 and a report", got.status, got.stdout, got.stderr)
 	}
 }

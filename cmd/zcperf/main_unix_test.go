@@ -17,6 +17,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file tests what takes signals and users.
@@ -87,7 +89,7 @@ func TestServeAndSend(t *testing.T) {
 				if strings.Contains(got.stderr, errNoMode.Error()) {
 					continue
 				}
-				if got.status != exitOK {
+				if got.status != cli.OK {
 					t.Errorf("mode %s, writes of %s: status %d, stderr %q; want 0", m.name, n, got.status, got.stderr)
 					continue
 				}
@@ -101,7 +103,7 @@ func TestServeAndSend(t *testing.T) {
 			}
 		}
 		got := serve.interrupt(os.Interrupt)
-		if got.status != exitInterrupted || strings.Count(got.stdout, test.want+", in ") != sent {
+		if got.status != cli.Interrupted || strings.Count(got.stdout, test.want+", in ") != sent {
 			t.Errorf("serve %s: status %d and the lines\n%swant status 130 and %d lines with %q", test.flag, got.status, got.stdout, sent, test.want)
 		}
 	}
@@ -112,10 +114,10 @@ func isEmpty(s string) bool { return s == "" }
 func TestSendTable(t *testing.T) {
 	serve := start(t, "serve", "-addr", "127.0.0.1:0", "-verify")
 	got := execute(t, zcperf(t, "send", "-to", serve.await("listening on "), "-total", "1MiB"))
-	if got.status != exitOK || !strings.HasPrefix(got.stdout, "link") || !strings.Contains(got.stdout, "The receiver got 1048576 bytes, all checked and right") {
+	if got.status != cli.OK || !strings.HasPrefix(got.stdout, "link") || !strings.Contains(got.stdout, "The receiver got 1048576 bytes, all checked and right") {
 		t.Errorf("status %d, stdout %s; want status 0, a table and what the receiver got", got.status, got.stdout)
 	}
-	if got := serve.interrupt(syscall.SIGTERM); got.status != exitInterrupted {
+	if got := serve.interrupt(syscall.SIGTERM); got.status != cli.Interrupted {
 		t.Errorf("serve: status %d after SIGTERM, want 130", got.status)
 	}
 }
@@ -132,7 +134,7 @@ func TestInterruptedSend(t *testing.T) {
 	send := start(t, "send", "-to", l.Addr().String(), "-total", "1000TiB", "-region", "16MiB", "-json")
 	<-arriving
 	got := send.interrupt(os.Interrupt)
-	if got.status != exitInterrupted || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
+	if got.status != cli.Interrupted || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
 		t.Errorf("status %d, stderr %q; want 130 and a word of it", got.status, got.stderr)
 	}
 	results := parseJSON(t, got.stdout)
@@ -167,7 +169,7 @@ func TestInterruptedBench(t *testing.T) {
 		p := start(t, "-link", "loopback", "-mode", "copy,zcnet", "-size", "64KiB", "-total", "16MiB", "-rounds", "1000000", "-json")
 		p.await("round 3 of 1000000")
 		got := p.interrupt(sig)
-		if got.status != exitInterrupted || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
+		if got.status != cli.Interrupted || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
 			t.Errorf("%v: status %d, stderr ends in %q; want 130 and a word of it", sig, got.status, p.said[len(p.said)-1])
 		}
 		results := parseJSON(t, got.stdout)
@@ -181,7 +183,7 @@ func TestBenchInterruptedBeforeItHasAResult(t *testing.T) {
 	p := start(t, "-link", "loopback", "-region", "1GiB", "-total", "1TiB", "-json")
 	p.await("filling")
 	got := p.interrupt(os.Interrupt)
-	if got.status != exitInterrupted || got.stdout != "" || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
+	if got.status != cli.Interrupted || got.stdout != "" || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
 		t.Errorf("status %d, stdout %q, stderr %q; want 130 and a word of it", got.status, got.stdout, got.stderr)
 	}
 }
@@ -192,7 +194,7 @@ func TestInterruptedSweep(t *testing.T) {
 	p := start(t, "sweep", "-link", "loopback", "-mode", "copy,zcnet", "-size", "64KiB,128KiB", "-total", "16MiB", "-rounds", "1000000", "-svg", svg)
 	p.await("round 3 of 1000000")
 	got := p.interrupt(os.Interrupt)
-	if got.status != exitInterrupted || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
+	if got.status != cli.Interrupted || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
 		t.Errorf("status %d, stderr ends in %q; want 130 and a word of it", got.status, p.said[len(p.said)-1])
 	}
 	for _, want := range []string{"64KiB", "128KiB", "Of 1000000 rounds ", "\nThreshold: none: "} {
@@ -208,7 +210,7 @@ func TestSweepInterruptedBeforeItHasAResult(t *testing.T) {
 	p := start(t, "sweep", "-link", "loopback", "-region", "1GiB", "-total", "1TiB", "-svg", svg)
 	p.await("filling")
 	got := p.interrupt(os.Interrupt)
-	if got.status != exitInterrupted || got.stdout != "" || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
+	if got.status != cli.Interrupted || got.stdout != "" || !strings.HasSuffix(got.stderr, "zcperf: interrupted") {
 		t.Errorf("status %d, stdout %q, stderr %q; want 130 and a word of it", got.status, got.stdout, got.stderr)
 	}
 	if _, err := os.Stat(svg); !errors.Is(err, fs.ErrNotExist) {
@@ -221,7 +223,7 @@ func TestSweepToAServe(t *testing.T) {
 	addr := serve.await("listening on ")
 	svg := filepath.Join(t.TempDir(), "sweep.svg")
 	got := execute(t, zcperf(t, "sweep", "-to", addr, "-mode", "zcnet,copy", "-size", "1MiB,64KiB", "-total", "4MiB", "-rounds", "2", "-json", "-svg", svg))
-	if got.status != exitOK || !strings.Contains(got.stderr, "\nThreshold: ") {
+	if got.status != cli.OK || !strings.Contains(got.stderr, "\nThreshold: ") {
 		t.Errorf("status %d, stderr %q; want 0 and the threshold", got.status, got.stderr)
 	}
 	var found []string
@@ -251,7 +253,7 @@ func asNobody(cmd *exec.Cmd) *exec.Cmd {
 
 func TestBenchWithoutRights(t *testing.T) {
 	got := execute(t, asNobody(zcperf(t, "-total", "1MiB", "-rounds", "1", "-json")))
-	if got.status != exitOK || strings.Count(got.stderr, "without link lab: ") != 1 {
+	if got.status != cli.OK || strings.Count(got.stderr, "without link lab: ") != 1 {
 		t.Errorf("status %d, stderr %q; want 0 and one line about the lab", got.status, got.stderr)
 	}
 	for _, r := range parseJSON(t, got.stdout) {
@@ -260,12 +262,12 @@ func TestBenchWithoutRights(t *testing.T) {
 		}
 	}
 	got = execute(t, asNobody(zcperf(t, "sweep", "-size", "64KiB", "-total", "1MiB", "-rounds", "1", "-svg", "", "-json")))
-	if got.status != exitOK || strings.Count(got.stderr, "without link lab: ") != 1 || !strings.Contains(got.stdout, `"link":"loopback"`) {
+	if got.status != cli.OK || strings.Count(got.stderr, "without link lab: ") != 1 || !strings.Contains(got.stdout, `"link":"loopback"`) {
 		t.Errorf("sweep: status %d, stdout %q, stderr %q; want 0, one line about the lab, and results of loopback", got.status, got.stdout, got.stderr)
 	}
 	got = execute(t, asNobody(zcperf(t, "-link", "lab", "-total", "1MiB", "-rounds", "1", "-json")))
 	lines := strings.Split(strings.TrimSpace(got.stderr), "\n")
-	if got.status != exitFailed || got.stdout != "" || !strings.HasPrefix(lines[len(lines)-1], "zcperf: link lab: ") {
+	if got.status != cli.Failed || got.stdout != "" || !strings.HasPrefix(lines[len(lines)-1], "zcperf: link lab: ") {
 		t.Errorf("-link lab: status %d, stdout %q, stderr %q; want 1 and the reason", got.status, got.stdout, got.stderr)
 	}
 }

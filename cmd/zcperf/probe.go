@@ -6,6 +6,7 @@ import (
 	"net"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command probe.
@@ -19,22 +20,22 @@ const (
 )
 
 func runProbe(ctx context.Context, args []string, stdout, _ io.Writer) error {
-	fs := newFlags("probe")
-	if err := parse(fs, probeSynopsis, args, 1); err != nil {
+	fs := cli.NewFlags("probe")
+	if err := cli.Parse(fs, args, 1); err != nil {
 		return err
 	}
 	probe := probeLoopback
 	if fs.NArg() > 0 {
 		addr, err := parseRemoteAddr(fs.Arg(0))
 		if err != nil {
-			return usagef("probe: %v", err)
+			return cli.Usagef("probe: %v", err)
 		}
 		probe = func(ctx context.Context) (zcnet.Report, error) { return probeRemote(ctx, addr) }
 	}
 	report, err := probe(ctx)
 	switch {
 	case ctx.Err() != nil:
-		return errInterrupted
+		return cli.ErrInterrupted
 	case err != nil:
 		return err
 	}

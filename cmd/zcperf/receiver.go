@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/zcnet-go/zcnet/internal/cli"
 	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
@@ -72,7 +73,7 @@ func (r *receiver) handle(ctx context.Context, c net.Conn) {
 	conn := connection{from: c.RemoteAddr()}
 	conn.err = r.receive(c.(*net.TCPConn), &conn)
 	if ctx.Err() != nil && conn.err != nil {
-		conn.err = errInterrupted
+		conn.err = cli.ErrInterrupted
 	}
 	if r.done != nil {
 		r.done(conn)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command send.
@@ -26,7 +28,7 @@ type sendConfig struct {
 
 func parseSend(args []string) (sendConfig, error) {
 	cfg := sendConfig{size: defaultSendSize, total: defaultTotal}
-	fs := newFlags("send")
+	fs := cli.NewFlags("send")
 	fs.Func("to", "`HOST:PORT` of a zcperf serve", one(&cfg.to, parseRemoteAddr))
 	fs.Func("mode", "`mode` to send by: copy, naive or zcnet (default zcnet)", one(&cfg.mode, named("mode", modes())))
 	fs.Func("size", "`size` of one write (default 1MiB)", one(&cfg.size, parseMemorySize))
@@ -34,11 +36,11 @@ func parseSend(args []string) (sendConfig, error) {
 	fs.Func("region", "`size` of the memory to send from (default 1GiB)", one(&cfg.region, parseMemorySize))
 	fs.StringVar(&cfg.congestion, "congestion", "", congestionUsage)
 	fs.BoolFunc("json", "print a JSON object", yes(&cfg.json))
-	if err := parse(fs, sendSynopsis, args, 0); err != nil {
+	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
 	if cfg.to == "" {
-		return cfg, usagef("send: -to HOST:PORT is missing")
+		return cfg, cli.Usagef("send: -to HOST:PORT is missing")
 	}
 	if cfg.mode.name == "" {
 		cfg.mode, _ = named("mode", modes())("zcnet")
@@ -67,7 +69,7 @@ func runSend(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	case r.Wrong > 0:
 		return fmt.Errorf("the receiver got %v", r.answer)
 	case r.CutShort:
-		return errInterrupted
+		return cli.ErrInterrupted
 	}
 	return nil
 }
@@ -84,7 +86,7 @@ func (cfg sendConfig) send(ctx context.Context, show *progress) (result, error) 
 	show.begin("sending %v to %s by %s, in writes of %v", cfg.total, cfg.to, cfg.mode.name, cfg.size)
 	r, err := cfg.transfer(ctx, newTransfer(region, cfg.size, cfg.total), show)
 	if err != nil && ctx.Err() != nil {
-		return result{}, errInterrupted
+		return result{}, cli.ErrInterrupted
 	}
 	r.Link, r.Mode, r.Size = cfg.to, cfg.mode.name, cfg.size
 	return r, err

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command serve.
@@ -18,18 +20,18 @@ type serveConfig struct {
 }
 
 func parseServe(args []string) (cfg serveConfig, err error) {
-	fs := newFlags("serve")
+	fs := cli.NewFlags("serve")
 	fs.Func("addr", "`HOST:PORT` to listen on; port 0 chooses one", one(&cfg.addr, parseListenAddr))
 	fs.BoolFunc("verify", "compare every byte with what was sent, whatever the sender asks for", yes(&cfg.verify))
 	fs.BoolFunc("discard", "drop what arrives without receiving it into memory (MSG_TRUNC, on Linux), whatever the sender asks for", yes(&cfg.discard))
-	if err := parse(fs, serveSynopsis, args, 0); err != nil {
+	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
 	switch {
 	case cfg.addr == "":
-		return cfg, usagef("serve: -addr HOST:PORT is missing")
+		return cfg, cli.Usagef("serve: -addr HOST:PORT is missing")
 	case cfg.verify && cfg.discard:
-		return cfg, usagef("serve: -verify and -discard exclude each other: what is discarded cannot be compared")
+		return cfg, cli.Usagef("serve: -verify and -discard exclude each other: what is discarded cannot be compared")
 	}
 	return cfg, nil
 }
@@ -67,5 +69,5 @@ func runServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err := r.serve(ctx, l); err != nil {
 		return err
 	}
-	return errInterrupted
+	return cli.ErrInterrupted
 }

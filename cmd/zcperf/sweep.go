@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command sweep: a bench of one link at many sizes of write, from which a threshold follows.
@@ -57,12 +58,12 @@ func parseSweep(args []string) (sweepConfig, error) {
 	}
 	cfg := sweepConfig{svg: "sweep.svg"}
 	var kind linkKind
-	fs := newFlags("sweep")
+	fs := cli.NewFlags("sweep")
 	fs.Func("to", "`HOST:PORT` of a zcperf serve to send to, instead of over a link of this machine", one(&cfg.to, parseRemoteAddr))
 	fs.Func("link", "`link` to send over: loopback or lab (default: lab if it can be built, or else loopback)", one(&kind, named("link", linkKinds())))
 	cfg.addFlags(fs, defaults)
 	fs.StringVar(&cfg.svg, "svg", cfg.svg, "`file` to draw the curve into; empty for none")
-	if err := parse(fs, sweepSynopsis, args, 0); err != nil {
+	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
 	if kind.name != "" {
@@ -78,11 +79,11 @@ func (cfg sweepConfig) check() error {
 	largest := slices.Max(cfg.sizes)
 	switch {
 	case cfg.to != "" && cfg.links != nil:
-		return usagef("sweep: -to and -link exclude each other: a link ends on this machine")
+		return cli.Usagef("sweep: -to and -link exclude each other: a link ends on this machine")
 	case !cfg.hasMode("copy") || !cfg.hasMode("zcnet"):
-		return usagef("sweep: -mode lacks copy or zcnet: the threshold follows from comparing these two")
+		return cli.Usagef("sweep: -mode lacks copy or zcnet: the threshold follows from comparing these two")
 	case largest > cfg.total:
-		return usagef("sweep: a write of %v does not fit -total %v: it must not be larger", largest, cfg.total)
+		return cli.Usagef("sweep: a write of %v does not fit -total %v: it must not be larger", largest, cfg.total)
 	}
 	return checkRegion("sweep", cfg.region, largest)
 }
@@ -152,7 +153,7 @@ func (s *sweep) choosePath() error {
 		if err == nil {
 			return nil
 		}
-		s.show.note("without %s", oneLine(err))
+		s.show.note("without %s", cli.OneLine(err))
 	}
 	return errNoLink
 }

@@ -8,13 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zcnet-go/zcnet/internal/cli"
 	"github.com/zcnet-go/zcnet/internal/lab"
 )
 
 func TestSweep(t *testing.T) {
 	svg := filepath.Join(t.TempDir(), "curve.svg")
 	got := execute(t, zcperf(t, "sweep", "-link", "loopback", "-size", "64KiB,256KiB", "-total", "4MiB", "-rounds", "1", "-svg", svg))
-	if got.status != exitOK {
+	if got.status != cli.OK {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
 	for _, want := range []string{"link  ", "\nloopback  64KiB ", "\nloopback  256KiB ", "\nOn loopback next to nothing is sent without a copy", "\nThreshold: none: zero-copy never pays here"} {
@@ -43,7 +44,7 @@ func TestSweepWithoutAPicture(t *testing.T) {
 	cmd.Dir = t.TempDir()
 	got := execute(t, cmd)
 	files, err := filepath.Glob(filepath.Join(cmd.Dir, "*"))
-	if got.status != exitOK || err != nil || len(files) != 0 || strings.Contains(got.stderr, "curve") {
+	if got.status != cli.OK || err != nil || len(files) != 0 || strings.Contains(got.stderr, "curve") {
 		t.Errorf("status %d, stderr %q, files %q; want 0 and no picture", got.status, got.stderr, files)
 	}
 }
@@ -54,7 +55,7 @@ func TestSweepLab(t *testing.T) {
 	cmd := zcperf(t, "sweep", "-size", "16KiB,4KiB,2KiB", "-total", "8MiB", "-rounds", "1", "-json")
 	cmd.Dir = t.TempDir()
 	got := execute(t, cmd)
-	if got.status != exitOK {
+	if got.status != cli.OK {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
 	var sizes []size

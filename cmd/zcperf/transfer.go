@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is one transfer: a region's content sent by one mode over one connection, timed until the receiver has
@@ -208,7 +209,7 @@ func newRegion(ctx context.Context, n int64) (zcnet.Pinned, error) {
 	}
 	if err := fill(ctx, region.Bytes()); err != nil {
 		region.Release()
-		return zcnet.Pinned{}, errInterrupted
+		return zcnet.Pinned{}, cli.ErrInterrupted
 	}
 	return region, nil
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command line.
@@ -51,10 +53,8 @@ func parseFlags(args []string) (*config, error) {
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return nil, errHelp
-	case err != nil && strings.Contains(err.Error(), "not defined"):
-		return nil, fmt.Errorf("%w: the flags are %s", err, strings.Join(flagNames(fs), ", "))
 	case err != nil:
-		return nil, err
+		return nil, cli.Explain(fs, err)
 	case fs.NArg() > 0:
 		return nil, fmt.Errorf("unexpected argument %q: usage is zcsoak %s", fs.Arg(0), synopsis)
 	}
@@ -64,9 +64,7 @@ func parseFlags(args []string) (*config, error) {
 const synopsis = "[-for 1m] [-seed N] [-conns N] [-link loopback,lab] [-fault list] [-json]"
 
 func newFlags(cfg *config) *flag.FlagSet {
-	fs := flag.NewFlagSet("zcsoak", flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // errors are one line, printed by run
-	fs.Usage = func() {}
+	fs := cli.NewFlags("zcsoak")
 	fs.Func("for", "`time` to run, such as 30s, 10m or 48h (default "+defaultDuration.String()+")", func(s string) (err error) {
 		if cfg.duration, err = time.ParseDuration(s); err != nil || cfg.duration <= 0 {
 			return errors.New("want a time such as 30s, 10m or 48h")
@@ -113,11 +111,6 @@ func names(what, s string, all []string) (chosen []string, err error) {
 		}
 	}
 	return chosen, nil
-}
-
-func flagNames(fs *flag.FlagSet) (names []string) {
-	fs.VisitAll(func(f *flag.Flag) { names = append(names, "-"+f.Name) })
-	return names
 }
 
 func printHelp(w io.Writer) {

@@ -24,26 +24,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
-	"strings"
-	"syscall"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the way from the command line to the run, and from its report to the exit status.
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // so that a second signal kills
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
-}
-
-// Exit statuses.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
-)
+func main() { cli.Main(run) }
 
 // run executes a command line and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -51,21 +38,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case errors.Is(err, errHelp):
 		printHelp(stdout)
-		return exitOK
+		return cli.OK
 	case err != nil:
-		fmt.Fprintln(stderr, "zcsoak:", oneLine(err))
-		return exitUsage
+		fmt.Fprintln(stderr, "zcsoak:", cli.OneLine(err))
+		return cli.Usage
 	}
 	if cfg.faults.named[faultMemlock] {
 		if err := giveUpLockRight(); err != nil {
-			fmt.Fprintln(stderr, "zcsoak: -fault memlock:", oneLine(err))
-			return exitFailed
+			fmt.Fprintln(stderr, "zcsoak: -fault memlock:", cli.OneLine(err))
+			return cli.Failed
 		}
 	}
 	f, err := soak(ctx, cfg, stderr)
 	if err != nil {
-		fmt.Fprintln(stderr, "zcsoak:", oneLine(err))
-		return exitFailed
+		fmt.Fprintln(stderr, "zcsoak:", cli.OneLine(err))
+		return cli.Failed
 	}
 	return conclude(cfg, f, stdout, stderr)
 }
@@ -77,17 +64,12 @@ func conclude(cfg *config, f *figures, stdout, stderr io.Writer) int {
 		print = printJSON
 	}
 	if err := print(stdout, f); err != nil {
-		fmt.Fprintln(stderr, "zcsoak:", oneLine(err))
-		return exitFailed
+		fmt.Fprintln(stderr, "zcsoak:", cli.OneLine(err))
+		return cli.Failed
 	}
 	if f.right() {
-		return exitOK
+		return cli.OK
 	}
 	fmt.Fprintf(stderr, "zcsoak: something is wrong; the same plan again: zcsoak %s\n", cfg.commandLine())
-	return exitFailed
-}
-
-// oneLine makes one line of an error, joined ones included.
-func oneLine(err error) string {
-	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+	return cli.Failed
 }

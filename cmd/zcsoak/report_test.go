@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // rightFigures are those of a run without any fault.
@@ -15,7 +17,7 @@ func TestExitStatusOfAReport(t *testing.T) {
 	cfg, err := parseFlags([]string{"-seed", "7"})
 	check(t, err)
 	var stdout, stderr bytes.Buffer
-	if status := conclude(cfg, rightFigures(), &stdout, &stderr); status != exitOK || strings.Contains(stdout.String(), "WRONG") {
+	if status := conclude(cfg, rightFigures(), &stdout, &stderr); status != cli.OK || strings.Contains(stdout.String(), "WRONG") {
 		t.Errorf("of right figures: %d\n%s", status, &stdout)
 	}
 	for i, v := range rightFigures().verdicts() {
@@ -25,16 +27,16 @@ func TestExitStatusOfAReport(t *testing.T) {
 		stdout.Reset()
 		stderr.Reset()
 		status := conclude(cfg, f, &stdout, &stderr)
-		if status != exitFailed || !strings.Contains(stdout.String(), "WRONG") || !strings.Contains(stderr.String(), "zcsoak -seed 7 ") {
-			t.Errorf("3 %s: status %d, want %d, WRONG and the seed\n%s%s", v.name, status, exitFailed, &stdout, &stderr)
+		if status != cli.Failed || !strings.Contains(stdout.String(), "WRONG") || !strings.Contains(stderr.String(), "zcsoak -seed 7 ") {
+			t.Errorf("3 %s: status %d, want %d, WRONG and the seed\n%s%s", v.name, status, cli.Failed, &stdout, &stderr)
 		}
 	}
 	for name, f := range map[string]*figures{
 		"nothing checked": {},
 		"a problem":       {CheckedBytes: 1, Problems: []string{"something"}},
 	} {
-		if status := conclude(cfg, f, &stdout, &stderr); status != exitFailed {
-			t.Errorf("%s: status %d, want %d", name, status, exitFailed)
+		if status := conclude(cfg, f, &stdout, &stderr); status != cli.Failed {
+			t.Errorf("%s: status %d, want %d", name, status, cli.Failed)
 		}
 	}
 }
@@ -74,7 +76,7 @@ func TestWrongCommandLines(t *testing.T) {
 	} {
 		status, stdout, stderr := execute(context.Background(), strings.Fields(tt.args)...)
 		oneLine := strings.Count(stderr, "\n") == 1 && strings.HasPrefix(stderr, "zcsoak: ")
-		if status != exitUsage || stdout != "" || !oneLine || !strings.Contains(stderr, tt.want) {
+		if status != cli.Usage || stdout != "" || !oneLine || !strings.Contains(stderr, tt.want) {
 			t.Errorf("zcsoak %s: status %d, stdout %q, stderr %q; want status 2 and one line with %q", tt.args, status, stdout, stderr, tt.want)
 		}
 	}
@@ -82,7 +84,7 @@ func TestWrongCommandLines(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	status, stdout, stderr := execute(context.Background(), "-h")
-	if status != exitOK || stderr != "" || !strings.Contains(stdout, "usage: zcsoak [-for 1m]") || !strings.Contains(stdout, "-fault faults") {
+	if status != cli.OK || stderr != "" || !strings.Contains(stdout, "usage: zcsoak [-for 1m]") || !strings.Contains(stdout, "-fault faults") {
 		t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the run: links and faults are set up, conversations go on until time is over, and then it is looked at
@@ -61,7 +63,7 @@ func (s *soaking) openLinks(say func(string, ...any)) error {
 		}
 		if err != nil {
 			errs = append(errs, err)
-			say("without link %s: %s", name, oneLine(err))
+			say("without link %s: %s", name, cli.OneLine(err))
 			continue
 		}
 		s.links = append(s.links, l)
@@ -75,7 +77,7 @@ func (s *soaking) openLinks(say func(string, ...any)) error {
 func (s *soaking) closeLinks(say func(string, ...any)) {
 	for _, l := range s.links {
 		if err := l.close(); err != nil {
-			say("closing link %s: %s", l.name, oneLine(err))
+			say("closing link %s: %s", l.name, cli.OneLine(err))
 		}
 	}
 }
@@ -181,11 +183,11 @@ func (s *soaking) canHave(fault string, ds []disturbance) bool {
 func (s *soaking) whyNot(fault string) string {
 	for _, l := range s.links {
 		if err := l.without[fault]; err != nil {
-			return oneLine(err)
+			return cli.OneLine(err)
 		}
 	}
 	if err := processWithout()[fault]; err != nil {
-		return oneLine(err)
+		return cli.OneLine(err)
 	}
 	return "it needs the lab's link"
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/cli"
 	"github.com/zcnet-go/zcnet/internal/lab"
 )
 
@@ -29,7 +30,7 @@ func execute(ctx context.Context, args ...string) (status int, stdout, stderr st
 func TestSoakOverLoopback(t *testing.T) {
 	status, stdout, stderr := execute(t.Context(), "-for", "2s", "-link", "loopback", "-seed", "1", "-json")
 	var f figures
-	if err := json.Unmarshal([]byte(stdout), &f); status != exitOK || err != nil {
+	if err := json.Unmarshal([]byte(stdout), &f); status != cli.OK || err != nil {
 		t.Fatalf("status %d, %v; stdout %s\nstderr %s", status, err, stdout, stderr)
 	}
 	if f.Seed != 1 || f.CheckedBytes == 0 || f.Conversations["loopback"] == 0 {
@@ -41,7 +42,7 @@ func TestSoakOverTheLab(t *testing.T) {
 	lab.ForTest(t)
 	status, stdout, stderr := execute(t.Context(), "-for", "2s", "-link", "lab", "-seed", "1", "-json")
 	var f figures
-	if err := json.Unmarshal([]byte(stdout), &f); status != exitOK || err != nil {
+	if err := json.Unmarshal([]byte(stdout), &f); status != cli.OK || err != nil {
 		t.Fatalf("status %d, %v; stdout %s\nstderr %s", status, err, stdout, stderr)
 	}
 	if f.ZeroCopiedBytes == 0 {
@@ -53,7 +54,7 @@ func TestInterruptEndsWithTheReport(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	status, stdout, stderr := execute(ctx, "-for", "48h", "-link", "loopback", "-conns", "4")
-	if status != exitOK || !strings.Contains(stdout, "lost tickets") {
+	if status != cli.OK || !strings.Contains(stdout, "lost tickets") {
 		t.Errorf("status %d, stdout %s\nstderr %s", status, stdout, stderr)
 	}
 }
@@ -75,7 +76,7 @@ func TestMemoryWrittenTooEarlyIsFound(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			f, err := soak(t.Context(), cfg, &stderr)
 			check(t, err)
-			if f.WrongBytes == 0 || conclude(cfg, f, &stdout, &stderr) != exitFailed {
+			if f.WrongBytes == 0 || conclude(cfg, f, &stdout, &stderr) != cli.Failed {
 				t.Fatalf("it was not found: %+v", f)
 			}
 			if !strings.Contains(stdout.String(), "still sent from it") || !strings.Contains(stderr.String(), "zcsoak -seed 1 ") {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet/cmd/zcvm/internal/plan"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command boot: which machines it boots, with what in them.
@@ -32,6 +33,8 @@ const (
 // namespaces, and a queue that sends slowly.
 var testModules = []string{"veth", "sch_tbf"}
 
+const bootSynopsis = "[-kernel LIST] [-device LIST] [-run REGEXP] [-all] [-accel tcg] [-timeout TIME] [-keep] [-v]"
+
 // bootConfig is what the flags of boot say.
 type bootConfig struct {
 	kernels []string
@@ -46,7 +49,7 @@ type bootConfig struct {
 
 func parseBoot(args []string) (bootConfig, error) {
 	var cfg bootConfig
-	fs := newFlags("boot")
+	fs := cli.NewFlags("boot")
 	kernels := fs.String("kernel", defaultKernels, "`kernels` to boot: series of Debian's, or packages as files, FILE.deb")
 	names := fs.String("device", defaultDevices, "`devices` to send through: e1000, e1000e, virtio-net")
 	fs.StringVar(&cfg.tests, "run", ".", "run the library's tests that match this `regexp`, once with each kernel; empty for none")
@@ -55,14 +58,14 @@ func parseBoot(args []string) (bootConfig, error) {
 	fs.DurationVar(&cfg.timeout, "timeout", defaultTimeout, "`time` after which a machine is ended")
 	fs.BoolVar(&cfg.keep, "keep", false, "keep the files of the machines, and say where they are")
 	fs.BoolVar(&cfg.verbose, "v", false, "show the machines' consoles")
-	if err := parse(fs, args); err != nil {
+	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
 	cfg.kernels = list(*kernels)
 	for _, name := range list(*names) {
 		d, err := findDevice(name)
 		if err != nil {
-			return cfg, usagef("boot: -device: %v", err)
+			return cfg, cli.Usagef("boot: -device: %v", err)
 		}
 		cfg.devices = append(cfg.devices, d)
 	}
@@ -73,11 +76,11 @@ func parseBoot(args []string) (bootConfig, error) {
 func (cfg *bootConfig) check(fs *flag.FlagSet) error {
 	switch {
 	case len(cfg.kernels) == 0:
-		return usagef("%s: -kernel: want at least one, such as %s", fs.Name(), defaultKernels)
+		return cli.Usagef("%s: -kernel: want at least one, such as %s", fs.Name(), defaultKernels)
 	case len(cfg.devices) == 0:
-		return usagef("%s: -device: want at least one, such as %s", fs.Name(), defaultDevices)
+		return cli.Usagef("%s: -device: want at least one, such as %s", fs.Name(), defaultDevices)
 	case cfg.timeout <= 0:
-		return usagef("%s: -timeout: want a time such as %v", fs.Name(), defaultTimeout)
+		return cli.Usagef("%s: -timeout: want a time such as %v", fs.Name(), defaultTimeout)
 	}
 	return nil
 }

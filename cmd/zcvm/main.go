@@ -17,80 +17,37 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
-	"os/signal"
-	"strings"
-	"syscall"
+
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
-// This file is the way from the command line to a command, and from its error to the exit status.
+// This file lists the commands.
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // so that a second signal kills
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+func main() { cli.Main(commands().Run) }
+
+func commands() cli.Program {
+	return cli.Program{
+		Name:  "zcvm",
+		About: "Zcvm runs the library's tests on other kernels, drivers and processors, by qemu.",
+		Commands: []cli.Command{
+			{Name: "boot", Synopsis: bootSynopsis, About: "boot kernels with devices, and compare what comes of it with what should (the default command)", Run: interruptible(runBoot)},
+			{Name: "user", Synopsis: userSynopsis, About: "run the tests that need no kernel of their own on other processors", Run: interruptible(runUser)},
+		},
+	}
 }
 
-// Exit statuses.
-const (
-	exitOK          = 0
-	exitFailed      = 1
-	exitUsage       = 2
-	exitInterrupted = 130 // what shells make of SIGINT
-)
+// interruptible makes whatever error an interrupt brings about the one that says so.
+func interruptible(run func(context.Context, []string, io.Writer, io.Writer) error) func(context.Context, []string, io.Writer, io.Writer) error {
+	return func(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+		err := run(ctx, args, stdout, stderr)
+		if err != nil && ctx.Err() != nil {
+			return cli.ErrInterrupted
+		}
+		return err
+	}
+}
 
 // errNotAsExpected is the error of a command that ran to its end and found what it should not have. What that is it has
 // printed.
 var errNotAsExpected = errors.New("not everything was as expected")
-
-// A command is one of the things that zcvm does.
-type command struct {
-	name string
-	run  func(ctx context.Context, args []string, stdout, stderr io.Writer) error
-}
-
-// commands returns all commands. The first is the default.
-func commands() []command { return []command{{"boot", runBoot}, {"user", runUser}} }
-
-// run executes a command line and returns the exit status.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	cmd, args, err := choose(args)
-	if err == nil {
-		err = cmd.run(ctx, args, stdout, stderr)
-	}
-	var usage *usageError
-	var help *helpRequest
-	switch {
-	case err == nil:
-		return exitOK
-	case errors.As(err, &help):
-		help.print(stdout)
-		return exitOK
-	case ctx.Err() != nil:
-		fmt.Fprintln(stderr, "zcvm: interrupted")
-		return exitInterrupted
-	}
-	fmt.Fprintln(stderr, "zcvm:", err)
-	if errors.As(err, &usage) {
-		return exitUsage
-	}
-	return exitFailed
-}
-
-// choose finds the command that args begin with, and returns it with the arguments that are left for it.
-func choose(args []string) (command, []string, error) {
-	all := commands()
-	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
-		return all[0], args, nil
-	}
-	var names []string
-	for _, c := range all {
-		if c.name == args[0] {
-			return c, args[1:], nil
-		}
-		names = append(names, c.name)
-	}
-	return command{}, nil, usagef("there is no command %q: it is one of %s", args[0], strings.Join(names, ", "))
-}

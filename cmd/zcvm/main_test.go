@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/zcnet-go/zcnet/cmd/zcvm/internal/plan"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 func TestCommandLines(t *testing.T) {
@@ -15,21 +16,21 @@ func TestCommandLines(t *testing.T) {
 		status         int
 		stdout, stderr string // parts of
 	}{
-		{"-h", exitOK, "-kernel", ""},
-		{"boot -h", exitOK, "usage: zcvm boot", ""},
-		{"user -h", exitOK, "-arch", ""},
-		{"fly", exitUsage, "", `there is no command "fly": it is one of boot, user`},
-		{"boot now", exitUsage, "", `unexpected argument "now"`},
-		{"-device ne2000", exitUsage, "", `there is no device "ne2000": it is one of e1000, e1000e`},
-		{"-device ,", exitUsage, "", "-device: want at least one"},
-		{"-kernel ,", exitUsage, "", "-kernel: want at least one"},
-		{"-timeout 0s", exitUsage, "", "-timeout: want a time"},
-		{"-turbo", exitUsage, "", "-turbo"},
-		{"user -arch vax", exitUsage, "", `there is no processor "vax": it is one of arm64, s390x`},
-		{"user -arch ,", exitUsage, "", "-arch: want at least one"},
+		{"-h", cli.OK, "-kernel", ""},
+		{"boot -h", cli.OK, "usage: zcvm boot", ""},
+		{"user -h", cli.OK, "-arch", ""},
+		{"fly", cli.Usage, "", `there is no command "fly": it is one of boot, user`},
+		{"boot now", cli.Usage, "", `unexpected argument "now"`},
+		{"-device ne2000", cli.Usage, "", `there is no device "ne2000": it is one of e1000, e1000e`},
+		{"-device ,", cli.Usage, "", "-device: want at least one"},
+		{"-kernel ,", cli.Usage, "", "-kernel: want at least one"},
+		{"-timeout 0s", cli.Usage, "", "-timeout: want a time"},
+		{"-turbo", cli.Usage, "", "-turbo"},
+		{"user -arch vax", cli.Usage, "", `there is no processor "vax": it is one of arm64, s390x`},
+		{"user -arch ,", cli.Usage, "", "-arch: want at least one"},
 	} {
 		var stdout, stderr bytes.Buffer
-		status := run(t.Context(), strings.Fields(test.args), &stdout, &stderr)
+		status := commands().Run(t.Context(), strings.Fields(test.args), &stdout, &stderr)
 		if status != test.status || !strings.Contains(stdout.String(), test.stdout) || !strings.Contains(stderr.String(), test.stderr) {
 			t.Errorf("zcvm %s: status %d, want %d\nstdout %q, want %q\nstderr %q, want %q",
 				test.args, status, test.status, &stdout, test.stdout, &stderr, test.stderr)

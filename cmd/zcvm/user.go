@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet/cmd/zcvm/internal/testlog"
+	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is the command user: the tests that ask nothing of a kernel, on processors that are not this one's.
@@ -44,6 +45,8 @@ const (
 	userTimeout = 90 * time.Second
 )
 
+const userSynopsis = "[-arch LIST] [-run REGEXP] [-v]"
+
 // userConfig is what the flags of user say.
 type userConfig struct {
 	architectures []architecture
@@ -53,22 +56,22 @@ type userConfig struct {
 
 func parseUser(args []string) (userConfig, error) {
 	var cfg userConfig
-	fs := newFlags("user")
+	fs := cli.NewFlags("user")
 	names := fs.String("arch", defaultArchitectures, "`processors`, as Go calls them: arm64, s390x, ppc64le, riscv64")
 	fs.StringVar(&cfg.tests, "run", userTests, "run the library's tests that match this `regexp`")
 	fs.BoolVar(&cfg.verbose, "v", false, "show what the tests print")
-	if err := parse(fs, args); err != nil {
+	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
 	for _, name := range list(*names) {
 		a, err := findArchitecture(name)
 		if err != nil {
-			return cfg, usagef("user: -arch: %v", err)
+			return cfg, cli.Usagef("user: -arch: %v", err)
 		}
 		cfg.architectures = append(cfg.architectures, a)
 	}
 	if len(cfg.architectures) == 0 {
-		return cfg, usagef("user: -arch: want at least one, such as %s", defaultArchitectures)
+		return cfg, cli.Usagef("user: -arch: want at least one, such as %s", defaultArchitectures)
 	}
 	return cfg, nil
 }
