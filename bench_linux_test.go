@@ -35,25 +35,25 @@ import (
 type benchLink struct {
 	name   string
 	pair   pairMaker
-	listen func() (net.Listener, dialer)
+	listen func(t testing.TB) (net.Listener, dialer)
 }
 
 // onEachBenchLink runs a benchmark over loopback, where there is nothing to be gained, and over the link on which what
 // near sends is not copied. Unlike onEachLink's, the buffers are the system's.
 func onEachBenchLink(b *testing.B, bench func(b *testing.B, on benchLink)) {
 	b.Run("link=loopback", func(b *testing.B) {
-		bench(b, benchLink{"loopback", loopbackPair, func() (net.Listener, dialer) {
+		bench(b, benchLink{"loopback", loopbackPair, func(t testing.TB) (net.Listener, dialer) {
 			l, err := net.Listen("tcp4", "127.0.0.1:0")
-			check(b, err)
+			check(t, err)
 			return l, loopbackDialer{}
 		}})
 	})
 	b.Run("link=lab", func(b *testing.B) {
 		link := lab.ForTest(b)
 		pair := func(t testing.TB) (near, far *net.TCPConn) { return labPair(t, link) }
-		bench(b, benchLink{"lab", pair, func() (net.Listener, dialer) {
+		bench(b, benchLink{"lab", pair, func(t testing.TB) (net.Listener, dialer) {
 			l, err := link.Receiver.ListenAddr("tcp4", net.JoinHostPort(link.Receiver.IPv4().String(), "0"))
-			check(b, err)
+			check(t, err)
 			return l, link.Sender
 		}})
 	})
@@ -192,7 +192,7 @@ func arrived(c *net.TCPConn) error {
 
 // discarded returns the sending end of a connection whose other end drops what arrives.
 func (on benchLink) discarded(b *testing.B) *net.TCPConn {
-	l, d := on.listen()
+	l, d := on.listen(b)
 	return newCrowd(b, 1, "discard", l, d).near[0]
 }
 
@@ -316,12 +316,12 @@ func BenchmarkConns(b *testing.B) {
 	})
 }
 
-func benchConns(b *testing.B, region Pinned, modes []benchMode, listen func() (net.Listener, dialer)) {
+func benchConns(b *testing.B, region Pinned, modes []benchMode, listen func(t testing.TB) (net.Listener, dialer)) {
 	for _, size := range []int{64 << 10, 256 << 10} {
 		for _, n := range []int{10, 10_000} {
 			for _, mode := range modes {
 				b.Run(fmt.Sprintf("size=%s/conns=%d/mode=%s", byteSize(size), n, mode.name), func(b *testing.B) {
-					l, d := listen()
+					l, d := listen(b)
 					benchCrowd(b, newCrowd(b, n, "discard", l, d), mode, region, size)
 				})
 			}

@@ -61,7 +61,7 @@ func (t *tally) pinned() int64 { return pinnedFor(t.bytes.Load(), t.ids.Load()) 
 // smaller if that helps. Completions that nobody has read yet count as in flight, so it reads them before it says no.
 func (w *write) withinBounds(fd uintptr) bool {
 	if w.limit == 0 {
-		w.limit = w.s.rhythm.longest(w.total-w.queued, w.s.kernel, fd)
+		w.limit = w.longestCall(fd)
 	}
 	why, ok := w.fit()
 	if _, ids := w.s.ledger().inFlight(); (!ok || ids >= w.limits.ids) && w.s.drain(fd) > 0 {
@@ -72,6 +72,26 @@ func (w *write) withinBounds(fd uintptr) bool {
 	}
 	return ok
 }
+
+// longestCall returns the longest flagged call of the rest of the write. Where there are bounds, several find room.
+func (w *write) longestCall(fd uintptr) int {
+	longest, looked := w.s.rhythm.longest(w.total-w.queued, w.s.kernel, fd)
+	if looked {
+		w.syscalls++
+	}
+	room := w.limits.pinned
+	if most := w.s.cfg.MaxInFlight; most > 0 {
+		room = min(room, most)
+	}
+	longest = int(min(int64(longest), max(room/callsInBounds, flaggedCall)))
+	if w.most > 0 {
+		longest = min(longest, w.most)
+	}
+	return longest
+}
+
+// callsInBounds is how many of the longest calls the bounds have room for, unless they are very narrow.
+const callsInBounds = 8
 
 // fit sets the size of the next flagged call, or returns why there can be none now.
 func (w *write) fit() (why reason, ok bool) {

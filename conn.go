@@ -56,7 +56,8 @@ type Config struct {
 	// a time for one connection. It is called by the goroutine that reads the queue: the library's poller, which serves
 	// all connections, or one inside a write, Wait or Close of this one. It must not block. Without it such messages are
 	// counted in Stats, logged and dropped. The library reads the error queue of a connection from its first zero-copy send on;
-	// nobody else may.
+	// nobody else may. Ask for such messages before that send, or set ErrorQueue: without either nobody may look for a while
+	// at a connection whose path copies, and messages that pile up take the room of what is to be received.
 	ErrorQueue func(c *net.TCPConn, m ErrorQueueMessage)
 
 	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven, and at debug level

@@ -200,6 +200,8 @@ func TestTenThousandConnections(t *testing.T) {
 		n = 10_000
 		// heapEach is the heap memory that a wrapped connection that does nothing may take, beside the *net.TCPConn's.
 		heapEach = 600
+		// others is how many goroutines may be nobody's: a cleanup of what an earlier test has dropped may be at work.
+		others = 10
 	)
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	check(t, err)
@@ -219,14 +221,16 @@ func TestTenThousandConnections(t *testing.T) {
 	if each > heapEach {
 		t.Errorf("a wrapped connection takes %d bytes of heap, want at most %d", each, heapEach)
 	}
-	// A cleanup of something that an earlier test has dropped may be at work for a moment.
-	eventually(t, "wrapping begins no goroutine", func() bool { return runtime.NumGoroutine() <= goroutines })
+	if now := runtime.NumGoroutine(); now > goroutines+others {
+		t.Errorf("%d goroutines, %d before the connections were wrapped", now, goroutines)
+	}
 
 	for round := range crowdRounds {
 		sendFromAll(t, conns, p, tickets)
-		eventually(t, "beside the senders one goroutine, the poller, is enough for all", func() bool {
-			return runtime.NumGoroutine() <= goroutines+crowdSenders+1
-		})
+		if now := runtime.NumGoroutine(); now > goroutines+crowdSenders+1+others {
+			t.Errorf("%d goroutines when %d connections have sent, %d before: want at most the poller and the %d senders more",
+				now, n, goroutines, crowdSenders)
+		}
 		if round == crowdRounds-1 {
 			closeAll(t, conns)
 		}

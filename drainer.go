@@ -18,8 +18,8 @@ const (
 	// drainEvery is how many flagged calls the writer makes before it reads what has come.
 	drainEvery = 32
 	// firstLook and lastLook bound the times between two looks of the poller, which grow by patienceGrowth while
-	// connections go on sending: a completion that nobody waits for is read some milliseconds after a short burst, and at
-	// the latest twice lastLook after a long one. The looks are few because the runtime takes notice of each: its own
+	// connections go on sending: a completion that nobody waits for is read some hundredths of a second after a short burst,
+	// and at the latest twice lastLook after a long one. The looks are few because the runtime takes notice of each: its own
 	// monitor runs fast for milliseconds after it has taken the processor away from a thread that blocks (sysmon in
 	// runtime/proc.go).
 	firstLook      = 5 * time.Millisecond

@@ -3,9 +3,15 @@ package zcnet
 import (
 	"errors"
 	"io"
+	"net"
+	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // leftCompletion returns a connection with a completion of a write of p that the poller has left, and the ticket. Until
@@ -174,33 +180,122 @@ func TestWriterReadsWhatWasLeftEverySoManyCalls(t *testing.T) {
 	}
 }
 
-// A connection that sends plainly, because its path copies, is not watched while it has nothing in flight, and is again
-// for each flagged call by which it tries the path.
-func TestACopyingPathIsWatchedOnlyWhenItIsTried(t *testing.T) {
+// restingConn returns a connection that has learned that its path copies, and is not watched any more. It tries the path
+// again when the test says so.
+func restingConn(t *testing.T) (c *Conn, far *net.TCPConn, k *orderKernel) {
+	t.Helper()
 	near, far := loopbackPair(t)
-	c := wrap(t, near, &Config{Threshold: 1})
-	var receiving sync.WaitGroup
-	receiving.Go(func() { _, _ = io.Copy(io.Discard, far) })
-	defer receiving.Wait()
-	defer c.Close()
-	p, _ := allocNoise(t, 64<<10, 1)
+	c = wrap(t, near, &Config{Threshold: 1})
+	k = &orderKernel{kernel: c.s.kernel, t: t}
+	c.s.kernel = k
+	p, _ := allocNoise(t, 8<<10, 1)
 	defer p.Release()
 	ctx := testContext(t)
 	for !c.s.pathCopies() {
 		ticket, err := c.WritePinned(p)
 		check(t, err)
-		check(t, ticket.Wait(ctx))
-	}
-	for range 20 {
-		eventually(t, "the watch ends", func() bool { return !c.s.watched.Load() })
-		sends := c.Stats().Sends
-		c.tryPathNow()
-		ticket, err := c.WritePinned(p)
+		_, err = io.CopyN(io.Discard, far, int64(p.Len()))
 		check(t, err)
 		check(t, ticket.Wait(ctx))
+	}
+	eventually(t, "the connection rests", func() bool { return !c.s.watched.Load() })
+	c.tryPathAt(time.Now().Add(time.Hour))
+	k.watches.Store(0)
+	return c, far, k
+}
+
+// A connection that sends plainly, because its path copies, is not watched while it has nothing in flight, and is again
+// for each flagged call by which it tries the path: from when its ID is reserved on. It takes no new descriptor then.
+func TestACopyingPathIsWatchedOnlyWhenItIsTried(t *testing.T) {
+	c, far, k := restingConn(t)
+	p, _ := allocNoise(t, 8<<10, 1)
+	defer p.Release()
+	for range 20 {
+		sends, epoll := c.Stats().Sends, thePoller.descriptor()
+		c.tryPathAt(time.Time{})
+		ticket, err := c.WritePinned(p)
+		check(t, err)
+		_, err = io.CopyN(io.Discard, far, int64(p.Len()))
+		check(t, err)
+		check(t, ticket.Wait(testContext(t)))
 		if got := c.Stats().Sends; got != sends+1 {
 			t.Fatalf("%d flagged calls after %d: the path was due for a try", got, sends)
 		}
+		eventually(t, "the watch ends", func() bool { return !c.s.watched.Load() })
+		if now := thePoller.descriptor(); now != epoll || now == 0 {
+			t.Fatalf("the poller's descriptor is %d after %d: there may be none left for a new one", now, epoll)
+		}
+	}
+	if n := k.watches.Load(); n != 20 {
+		t.Errorf("the watch was set by a write %d times, want 20", n)
+	}
+}
+
+// orderKernel checks that an ID is reserved when a write sets the watch.
+type orderKernel struct {
+	kernel
+	t       *testing.T
+	watches atomic.Int32
+}
+
+func (k *orderKernel) watch(fd uintptr, s *socket, read bool) error {
+	k.watches.Add(1)
+	if s.ledger().idle() {
+		k.t.Error("the watch is set before the ID is reserved: who is about to rest does not see the call")
+	}
+	return k.kernel.watch(fd, s, read)
+}
+
+// descriptor returns the epoll descriptor, or 0 if there is none.
+func (p *poller) descriptor() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.file == nil {
+		return 0
+	}
+	return p.epfd
+}
+
+// Messages that nobody reads take the room of what is to be received.
+func TestAConnectionWithTimestampsDoesNotRest(t *testing.T) {
+	c, far, _ := restingConn(t)
+	check(t, c.s.raw.Control(func(fd uintptr) {
+		check(t, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPING, unix.SOF_TIMESTAMPING_TX_ACK|unix.SOF_TIMESTAMPING_SOFTWARE))
+	}))
+	p, _ := allocNoise(t, 8<<10, 1)
+	defer p.Release()
+	c.tryPathAt(time.Time{})
+	for i := range 3 {
+		ticket, err := c.WritePinned(p)
+		check(t, err)
+		_, err = io.CopyN(io.Discard, far, int64(p.Len()))
+		check(t, err)
+		check(t, ticket.Wait(testContext(t)))
+		eventually(t, "the timestamp is read", func() bool { return c.Stats().ForeignMessages > uint64(i) })
+	}
+	if !c.s.watched.Load() {
+		t.Error("the connection rests")
+	}
+}
+
+// Nobody hears of a reset while the connection rests, but a write does.
+func TestARestingConnectionFailsWithItsNextWrite(t *testing.T) {
+	c, far, _ := restingConn(t)
+	p, _ := allocNoise(t, 16<<20, 1)
+	defer p.Release()
+	check(t, c.SetWriteDeadline(time.Now().Add(100*time.Millisecond)))
+	if _, err := c.WritePinned(p); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the peer does not read: %v, want a timeout", err)
+	}
+	check(t, c.SetWriteDeadline(time.Time{}))
+	check(t, far.SetLinger(0))
+	check(t, far.Close())
+	eventually(t, "the reset arrives", func() bool {
+		_, err := c.WritePinned(p)
+		return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	})
+	if !c.Stats().ConnectionFailed {
+		t.Error("Stats does not say that the connection has failed")
 	}
 }
 
@@ -218,7 +313,7 @@ func TestNoCompletionIsMissedWhenTheWatchEnds(t *testing.T) {
 		defer p.Release()
 		sending.Go(func() {
 			for range 3000 {
-				c.tryPathNow()
+				c.tryPathAt(time.Time{})
 				ticket, err := c.WritePinned(p)
 				if err == nil {
 					err = ticket.Wait(ctx)
@@ -236,9 +331,9 @@ func TestNoCompletionIsMissedWhenTheWatchEnds(t *testing.T) {
 	}
 }
 
-// tryPathNow makes a path that copies due for a flagged call.
-func (c *Conn) tryPathNow() {
+// tryPathAt says from when on a path that copies is due for a flagged call.
+func (c *Conn) tryPathAt(when time.Time) {
 	c.s.path.mu.Lock()
 	defer c.s.path.mu.Unlock()
-	c.s.path.tryAt = time.Time{}
+	c.s.path.tryAt = when
 }

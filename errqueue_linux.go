@@ -2,9 +2,11 @@ package zcnet
 
 import (
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -142,6 +144,14 @@ func (s *socket) suspect(fd uintptr) {
 		s.ledger().fail(ErrConnFailed)
 	}
 	s.readers.wake() // the error, if it is one, is for them
+}
+
+// failed is told how each write ended. One that the kernel has failed may show that a connection is dead of which, while it
+// is not watched, nobody hears.
+func (s *socket) failed(err error) {
+	if _, ok := errors.AsType[syscall.Errno](err); ok && !s.watched.Load() {
+		_ = s.control(s.suspect)
+	}
 }
 
 // fill reads completions into e.news, as many as fit. It reports whether there may be more, and whether the socket

@@ -18,9 +18,11 @@ type completionKernel interface {
 	// lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.
 	lostUnacknowledged(fd uintptr) bool
 
-	// watch, rewatch, unwatch and keepLeft are the poller's.
+	// watch, rewatch, rest, unwatch and keepLeft are the poller's. rest does nothing, and returns false, if the socket was
+	// asked for other messages than completions.
 	watch(fd uintptr, s *socket, read bool) error
 	rewatch(fd uintptr, s *socket, in interest) bool
+	rest(fd uintptr, s *socket) bool
 	unwatch(fd uintptr, s *socket)
 	keepLeft(s *socket)
 
@@ -65,6 +67,13 @@ func (system) watch(fd uintptr, s *socket, read bool) error {
 }
 func (system) rewatch(fd uintptr, s *socket, in interest) bool {
 	return thePoller.rewatch(int(fd), s, in)
+}
+func (system) rest(fd uintptr, s *socket) bool {
+	if expectsMessages(fd) {
+		return false
+	}
+	thePoller.rest(s)
+	return true
 }
 func (system) unwatch(fd uintptr, s *socket) { thePoller.unwatch(int(fd), s) }
 func (system) keepLeft(s *socket)            { thePoller.keepLeft(s) }

@@ -13,8 +13,8 @@ import (
 )
 
 // This file is the poller: one goroutine and one epoll descriptor for all connections of the process, which hear of
-// completions, and of readability where the runtime's own poller refuses to. Both exist while a connection is
-// watched.
+// completions, and of readability where the runtime's own poller refuses to. Both exist while there is a connection
+// that has been watched and is open.
 
 // thePoller waits in the runtime's poller for its epoll descriptor to become readable, and so costs no thread but while
 // somebody sends in bulk; see eventWaiter.wait.
@@ -22,10 +22,12 @@ var thePoller poller
 
 type poller struct {
 	mu      sync.Mutex
-	file    *os.File // the epoll descriptor; nil while nothing is watched
+	file    *os.File // the epoll descriptor; nil while there are no sockets
 	epfd    int
 	sockets map[int32]*socket    // by descriptor
+	resting map[*socket]struct{} // those of them whose watch is not to be set for a while
 	left    map[*socket]struct{} // their completions are left to their writers
+	work    chan struct{}        // tells the goroutine that not all are resting any more
 }
 
 // interest is what to watch a socket for beside errors and hang-ups, and how.
@@ -52,6 +54,7 @@ func (p *poller) watch(fd int, s *socket, read bool) error {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	p.sockets[ev.Fd] = s
+	p.wake(s)
 	return nil
 }
 
@@ -64,7 +67,44 @@ func (p *poller) rewatch(fd int, s *socket, in interest) bool {
 	}
 	ev := event(fd, in)
 	_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_MOD, fd, &ev) // there is no way for it to fail: fd is watched
+	p.wake(s)
 	return true
+}
+
+// rest leaves the watch of s unset, for a while: until it is set again there may be nothing to wait for.
+func (p *poller) rest(s *socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.resting != nil {
+		p.resting[s] = struct{}{}
+	}
+}
+
+// wake ends the rest of s. p.mu is held.
+func (p *poller) wake(s *socket) {
+	delete(p.resting, s)
+	p.haveGoroutineLook()
+}
+
+func (p *poller) haveGoroutineLook() {
+	select {
+	case p.work <- struct{}{}:
+	default: // it has been told already
+	}
+}
+
+// awaitWork returns when a socket does not rest, or file is not served any more. A goroutine that waits in the runtime's
+// poller makes every wait of every other one there end in another thread; one that waits here does not.
+func (p *poller) awaitWork(file *os.File, work <-chan struct{}) {
+	for p.allRest(file) {
+		<-work
+	}
+}
+
+func (p *poller) allRest(file *os.File) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.file == file && len(p.resting) == len(p.sockets)
 }
 
 // event describes what to watch fd for. Errors and hang-ups are always reported.
@@ -87,6 +127,7 @@ func (p *poller) unwatch(fd int, s *socket) {
 		return
 	}
 	delete(p.sockets, int32(fd))
+	delete(p.resting, s)
 	_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd, &unix.EpollEvent{})
 	p.stopIfUnused()
 }
@@ -110,9 +151,9 @@ func (p *poller) start() error {
 		file.Close()
 		return err
 	}
-	p.file, p.epfd = file, epfd
-	p.sockets, p.left = make(map[int32]*socket), make(map[*socket]struct{})
-	go p.serve(file, raw)
+	p.file, p.epfd, p.work = file, epfd, make(chan struct{}, 1)
+	p.sockets, p.resting, p.left = make(map[int32]*socket), make(map[*socket]struct{}), make(map[*socket]struct{})
+	go p.serve(file, raw, p.work)
 	return nil
 }
 
@@ -122,11 +163,12 @@ func (p *poller) stopIfUnused() {
 		return
 	}
 	_ = p.file.SetReadDeadline(time.Unix(1, 0)) // it is pollable, or it would not be here
-	p.file, p.sockets, p.left = nil, nil, nil
+	p.haveGoroutineLook()
+	p.file, p.sockets, p.resting, p.left = nil, nil, nil, nil
 }
 
 // serve reports events, and looks after what is left to writers, until it is told to end.
-func (p *poller) serve(file *os.File, raw syscall.RawConn) {
+func (p *poller) serve(file *os.File, raw syscall.RawConn, work <-chan struct{}) {
 	defer file.Close()
 	w := newEventWaiter(raw)
 	patience, looked := firstLook, time.Now()
@@ -141,6 +183,7 @@ func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 			p.lookAfter((*socket).look)
 			patience, looked = min(patienceGrowth*patience, lastLook), now
 		}
+		p.awaitWork(file, work)
 	}
 }
 
@@ -305,10 +348,8 @@ func (s *socket) rewatch(fd uintptr, ended bool) {
 	}
 }
 
-// rest ends the watch of a connection that has nothing to hear of for a while, because it sends plainly and all that it
-// sent otherwise has come back, and reports whether it has. Once no connection is watched the poller ends, and that
-// is good for all others: while its goroutine waits, a thread does in the runtime's poller, and who blocks there is
-// woken in another thread. s.readers.mu is held.
+// rest leaves the watch of a connection unset that has nothing to hear of for a while, because it sends plainly and all
+// that it sent otherwise has come back. It reports whether it has. s.readers.mu is held.
 //
 // Who makes a flagged call says so first and then looks whether it is watched, and here it is the other way round, so
 // that one of them sees the other.
@@ -317,16 +358,16 @@ func (s *socket) rest(fd uintptr) bool {
 		return false
 	}
 	s.watched.Store(false)
-	if !s.ledger().idle() {
+	if !s.ledger().idle() || !s.kernel.rest(fd, s) {
 		s.watched.Store(true)
 		return false
 	}
-	s.kernel.unwatch(fd, s)
 	return true
 }
 
 // setWatch sets the watch of a descriptor that may have none yet. s.readers.mu is held.
 func (s *socket) setWatch(fd uintptr, read bool) error {
+	s.stats.syscalls.Add(1)
 	err := s.kernel.watch(fd, s, read)
 	if err == nil {
 		s.readers.news = false
@@ -334,8 +375,8 @@ func (s *socket) setWatch(fd uintptr, read bool) error {
 	return err
 }
 
-// watch has completions heard from before a flagged call on, whose ID is reserved. A connection that is being closed
-// needs no watching: the ledger lets it send nothing more.
+// watch has completions heard from before a flagged call on, whose ID is reserved. For a connection that is being closed
+// Close sees to it: it saw the reservation, holds another descriptor, waits for the call, and then watches that one.
 func (s *socket) watch(fd uintptr) error {
 	if s.watched.Load() {
 		return nil

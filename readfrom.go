@@ -40,15 +40,16 @@ var readBuffers = sync.OnceValue(func() *Pool {
 	return p
 })
 
-// readBuffer returns a buffer to read into. When all of the pool are in flight, which peers that do not read can bring
-// about, it is one on the Go heap: nobody waits for somebody else's peer.
-func readBuffer() Pinned {
-	if pool := readBuffers(); pool != nil {
+// readBuffer returns a buffer to read into, of which a full one is worth sending without a copy. When all of the pool are
+// in flight, which peers that do not read can bring about, it is one on the Go heap: nobody waits for somebody else's
+// peer.
+func (s *socket) readBuffer() Pinned {
+	if pool := readBuffers(); pool != nil && s.cfg.Threshold <= readBufferSize {
 		if p, ok := pool.tryGet(); ok {
 			return p
 		}
 	}
-	return Pin(make([]byte, readBufferSize))
+	return Pin(make([]byte, max(readBufferSize, s.cfg.Threshold)))
 }
 
 // kernelCanMove reports whether r may be something that sendfile or splice takes, perhaps limited: it has a
@@ -69,7 +70,7 @@ func (c *Conn) sendFrom(r io.Reader) (total int64, err error) {
 	defer runtime.KeepAlive(c)
 	for err == nil {
 		var n int64
-		n, err = c.sendThrough(readBuffer(), r)
+		n, err = c.sendThrough(c.s.readBuffer(), r)
 		total += n
 		if !c.s.pathCopies() {
 			c.s.readUnread() // a buffer that comes back now is still in the caches when it is used again

@@ -58,6 +58,21 @@ func TestReadFromSendsWhateverTheReaderGives(t *testing.T) {
 	eventually(t, "all buffers come back", func() bool { return len(readBuffers().free) == readBufferCount })
 }
 
+// A threshold that is longer than the library's buffers is no reason to copy everything.
+func TestReadFromReachesALongThreshold(t *testing.T) {
+	c, s := loopbackPair(t)
+	zc := wrap(t, c, &Config{Threshold: 2 * readBufferSize, insist: true})
+	content := noise(8*readBufferSize, 1)
+	var reading sync.WaitGroup
+	reading.Go(func() { expect(t, s, content) })
+	_, err := zc.ReadFrom(in(content, 1<<30, nil))
+	check(t, err)
+	reading.Wait()
+	if got := zc.Stats(); got.CopiedBytes != 0 || got.Sends == 0 {
+		t.Errorf("%d bytes copied, %d flagged calls; want none copied", got.CopiedBytes, got.Sends)
+	}
+}
+
 func TestReadFromReportsErrorsOfBothSides(t *testing.T) {
 	c, s := loopbackPair(t)
 	zc := wrap(t, c, insist)

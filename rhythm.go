@@ -12,7 +12,7 @@ const (
 	flaggedCall = 116 << 10
 	// longestCall is the most that one flagged call sends. Longer ones gain nothing more.
 	longestCall = 504 << 10
-	// callsInWindow is how many of the longest calls the congestion window holds at least.
+	// callsInWindow is how many of the longest calls the congestion window holds, unless it is narrower than 1 MB.
 	callsInWindow = 8
 
 	// beat is the time from one pause to the next, and lookAtClock how many bytes are sent from one look at the clock to the
@@ -27,7 +27,7 @@ const (
 // (tcp_release_cb and the backlog in net/ipv4/tcp.c). Where the congestion window is wide that does no harm, and long
 // calls are cheap: by CUBIC, with 4 MB in flight, calls of 504 KiB beat those of 116 KiB by a tenth. Where it is narrow
 // the link falls silent: by BBR, with 1 MB in flight on the same link, calls of 256 KiB have half the throughput of
-// 116 KiB. So calls are a small part of the window, which is looked at at each beat.
+// 116 KiB. So calls are a small part of the window where it has room for that; it is looked at at each beat.
 //
 // A goroutine that has not stopped for 10 ms is taken its processor away by the runtime in the middle of system calls,
 // again and again, which wakes threads and costs a fifth of the throughput (retake in runtime/proc.go). A pause in time
@@ -41,15 +41,15 @@ type rhythm struct {
 // programBegan is the zero of a clock that takes little room, of which there may be a great many.
 var programBegan = time.Now()
 
-// longest returns the longest flagged call for the rest of a write.
-func (r *rhythm) longest(rest int64, k kernel, fd uintptr) int {
+// longest returns the longest flagged call for the rest of a write, and whether it looked at the window.
+func (r *rhythm) longest(rest int64, k kernel, fd uintptr) (n int, looked bool) {
 	if rest <= flaggedCall {
-		return flaggedCall
+		return flaggedCall, false
 	}
-	if r.call == 0 {
+	if looked = r.call == 0; looked {
 		r.call = int32(callFor(k.window(fd)))
 	}
-	return int(r.call)
+	return int(r.call), looked
 }
 
 // callFor returns the longest call for a congestion window of so many bytes.

@@ -1,6 +1,9 @@
 package zcnet
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 func TestCallsAreASmallPartOfTheWindow(t *testing.T) {
 	for _, test := range []struct {
@@ -34,14 +37,14 @@ func (k *windowKernel) window(uintptr) int64 {
 }
 
 func TestTheWindowIsLookedAtSeldom(t *testing.T) {
-	var r rhythm
+	r := rhythm{last: -beat} // long ago, however young the program is
 	k := &windowKernel{bytes: 1 << 40}
-	if got := r.longest(flaggedCall, k, 0); got != flaggedCall || k.asked != 0 {
+	if got, looked := r.longest(flaggedCall, k, 0); got != flaggedCall || looked || k.asked != 0 {
 		t.Errorf("for a short write calls of %d, after %d looks; want no look", got, k.asked)
 	}
-	for range 100 {
-		if got := r.longest(flaggedCall+1, k, 0); got != longestCall {
-			t.Fatalf("calls of %d, want %d", got, longestCall)
+	for i := range 100 {
+		if got, looked := r.longest(flaggedCall+1, k, 0); got != longestCall || looked != (i == 0) {
+			t.Fatalf("calls of %d, looked: %v; want %d, and one look", got, looked, longestCall)
 		}
 	}
 	if k.asked != 1 {
@@ -51,7 +54,11 @@ func TestTheWindowIsLookedAtSeldom(t *testing.T) {
 		t.Error("the first beat is after the first MiB")
 	}
 	k.bytes = 0
-	if got := r.longest(flaggedCall+1, k, 0); got != flaggedCall || k.asked != 2 {
+	if got, _ := r.longest(flaggedCall+1, k, 0); got != flaggedCall || k.asked != 2 {
 		t.Errorf("after a beat calls of %d and %d looks, want %d and 2", got, k.asked, flaggedCall)
+	}
+	r.last += time.Hour
+	if r.after(lookAtClock) {
+		t.Error("a beat before its time")
 	}
 }

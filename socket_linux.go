@@ -117,6 +117,21 @@ func congestionWindow(fd uintptr) int64 {
 	return int64(info.Snd_cwnd) * int64(info.Snd_mss)
 }
 
+// expectsMessages reports whether the socket's error queue is in use for more than completions: what nobody reads there
+// counts against the receive buffer, and in the end stops reception.
+func expectsMessages(fd uintptr) bool {
+	for _, option := range [][2]int{
+		{unix.SOL_SOCKET, unix.SO_TIMESTAMPING},
+		{unix.IPPROTO_IP, unix.IP_RECVERR},
+		{unix.IPPROTO_IPV6, unix.IPV6_RECVERR},
+	} {
+		if set, err := unix.GetsockoptInt(int(fd), option[0], option[1]); err == nil && set != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // tryRead reads what is there. It returns EAGAIN if nothing is.
 func (s *socket) tryRead(b []byte) (n int, err error) {
 	if ctlErr := s.raw.Control(func(fd uintptr) {

@@ -44,6 +44,7 @@ func (s *socket) drained()                            {}
 func (s *socket) unwatch(uintptr)                     {}
 func (s *socket) readUnread()                         {}
 func (s *socket) keepLeft()                           {}
+func (s *socket) failed(error)                        {}
 func readAllLeft()                                    {}
 func (s *socket) close() error                        { return s.tc.Close() }
 

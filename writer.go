@@ -138,6 +138,7 @@ func (s *socket) writeShort(p Pinned) (Ticket, error) {
 		return copiedTicket, nil
 	}
 	w := progress{s: s, total: int64(p.Len()), queued: int64(n), err: cause(err)}
+	s.failed(w.err)
 	return w.ticket(), w.failure()
 }
 
@@ -219,6 +220,7 @@ type progress struct {
 	tries   int   // of them that are left on a path that copies
 	limits  *limits
 	limit   int // the most bytes of one flagged call; 0 if that is to be found out
+	most    int // what limit may be after ENOBUFS; 0 if there was none
 	size    int // those of the next
 	claim   *claim
 	helped  bool    // a part was copied
@@ -271,6 +273,7 @@ func (w *write) run() (Ticket, error) {
 		w.err = cause(err)
 	}
 	t, err := w.ticket(), w.failure()
+	w.s.failed(w.err)
 	w.s.count(&w.progress)
 	w.s.deliver()
 	w.s.finishClose()
@@ -499,7 +502,8 @@ func (w *write) noBuffers(fd uintptr) {
 		return
 	}
 	s.stats.enobufsMemlock.Add(1)
-	if w.limit = w.size / 2; w.limit < smallestCall {
+	w.most = w.size / 2
+	if w.limit = w.most; w.limit < smallestCall {
 		w.flag = false
 		w.why.add(reasonMemlock)
 	}

@@ -236,9 +236,12 @@ var errNoLink = errors.New("no link can be opened here")
 // openPath opens a link to send over.
 func (b *bench) openPath(kind linkKind) error {
 	b.show.begin("opening the %s link", kind.name)
-	p, err := openPath(kind)
+	p, why, err := openPath(kind)
 	if err != nil {
 		return fmt.Errorf("link %s: %w", kind.name, err)
+	}
+	if why != nil {
+		b.show.note("the receiver is in the sender's process: %s", cli.OneLine(why))
 	}
 	b.paths = append(b.paths, p)
 	return nil

@@ -193,14 +193,14 @@ func TestMeaning(t *testing.T) {
 			[]row{line(1, 0.4, 0, ""), line(1, 0.5, 0, "")},
 			[]row{line(1.1, 1, 1000, ""), line(0.7, 1, 1000, "")},
 			[]row{line(1.2, 0.3, 1000, ""), line(1.5, 0.3, 1000, "")},
-			"zcnet sends everything without a copy. It has 1.20 to 1.50 times the throughput of plain Write and takes 0.60 to 0.75 times the processor time. The naive loop has 0.70 to 1.10 times the throughput.",
+			"zcnet sends everything without a copy. It has 1.20 to 1.50 times the throughput of plain Write and takes 0.60 to 0.75 times the processor time in the sender. The naive loop has 0.70 to 1.10 times the throughput.",
 		},
 		{
 			"all copied",
 			[]row{line(1, 0.4, 0, "")},
 			nil,
 			[]row{line(0.99, 0.4, 1, "of the path")},
-			"next to nothing is sent without a copy: of the path. It has 0.99 times the throughput of plain Write and takes 1.00 times the processor time.",
+			"next to nothing is sent without a copy: of the path. It has 0.99 times the throughput of plain Write and takes 1.00 times the processor time in the sender.",
 		},
 		{
 			"no processor time",

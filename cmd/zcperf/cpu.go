@@ -38,7 +38,7 @@ func stopClocks(receiver clock) reading {
 // A clock tells a processor time. A nil one is of something of which nothing is known.
 type clock func() (time.Duration, error)
 
-// ownClock is that of a receiver in this process, whose time is this process's.
+// ownClock is that of a receiver whose time need not be told apart: it is this process's, or another machine's.
 func ownClock() (time.Duration, error) { return 0, nil }
 
 func (r *reading) readProcessors(receiver clock) {

@@ -52,16 +52,15 @@ func receiveForParent() error {
 	return (&receiver{}).serve(ctx, l)
 }
 
-// hire starts a receiving process for a listener, which is its own from then on. The process ends when fire is called, or
-// when this one ends.
+// hire starts a receiving process for a listener, which is its own from then on, unless hire fails. The process ends when
+// fire is called, or when this one ends.
 func hire(l net.Listener) (spent clock, fire func(), err error) {
-	defer l.Close()
 	f, err := l.(*net.TCPListener).File()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer f.Close()
-	program, err := os.Executable()
+	program, err := thisProgram()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -76,12 +75,26 @@ func hire(l net.Listener) (spent clock, fire func(), err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, nil, fmt.Errorf("start the receiving process: %w", err)
 	}
+	l.Close()
 	spent = func() (time.Duration, error) { return perf.ProcessTimeOf(cmd.Process.Pid) }
 	fire = func() {
 		stdin.Close()
+		late := time.AfterFunc(firePatience, func() { _ = cmd.Process.Kill() })
+		defer late.Stop()
 		_ = cmd.Wait() // what became of it the transfers tell
 	}
 	return spent, fire, nil
+}
+
+// firePatience is how long a receiving process may take to end.
+const firePatience = 3 * time.Second
+
+// thisProgram returns a path of the program that is running, on Linux even if its file is gone.
+func thisProgram() (string, error) {
+	if runtime.GOOS == "linux" {
+		return "/proc/self/exe", nil
+	}
+	return os.Executable()
 }
 
 // canHire reports whether a process can inherit a listener here.

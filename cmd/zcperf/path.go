@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 )
@@ -16,26 +17,34 @@ type path struct {
 	fire     func() // ends the receiver, and returns when it has ended
 }
 
-// openPath opens a link and begins to receive on it.
-func openPath(kind linkKind) (*path, error) {
+// openPath opens a link and has another process receive on it, or this one where that cannot be: then why says so.
+func openPath(kind linkKind) (p *path, why, err error) {
+	l, listener, err := listen(kind)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !canHire {
+		return newPath(l, listener, &receiver{}), errors.New("processes cannot inherit a listener here"), nil
+	}
+	p = &path{link: l, addr: listener.Addr().String()}
+	if p.receiver, p.fire, why = hire(listener); why != nil {
+		return newPath(l, listener, &receiver{}), why, nil
+	}
+	return p, nil, nil
+}
+
+// listen opens a link and listens at its far end.
+func listen(kind linkKind) (*link, net.Listener, error) {
 	l, err := kind.open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	listener, err := l.listen()
 	if err != nil {
 		l.close()
-		return nil, err
+		return nil, nil, err
 	}
-	if !canHire {
-		return newPath(l, listener, &receiver{}), nil
-	}
-	p := &path{link: l, addr: listener.Addr().String()}
-	if p.receiver, p.fire, err = hire(listener); err != nil {
-		l.close()
-		return nil, err
-	}
-	return p, nil
+	return l, listener, nil
 }
 
 // newPath lets r receive on a link, in this process.
@@ -53,7 +62,7 @@ func newPath(l *link, listener net.Listener, r *receiver) *path {
 // remotePath returns the way to a serve in another process.
 func remotePath(addr string) *path {
 	l := &link{name: addr, dial: dialTCP, close: func() error { return nil }}
-	return &path{link: l, addr: addr, fire: func() {}}
+	return &path{link: l, addr: addr, receiver: ownClock, fire: func() {}}
 }
 
 // where says in words where a path is.

@@ -56,10 +56,11 @@ func probeRemote(ctx context.Context, addr string) (zcnet.Report, error) {
 
 // probeLoopback asks about a connection over loopback, on which something has been sent.
 func probeLoopback(ctx context.Context) (report zcnet.Report, err error) {
-	p, err := openPath(linkKind{"loopback", openLoopback})
+	l, listener, err := listen(linkKind{"loopback", openLoopback})
 	if err != nil {
 		return report, err
 	}
+	p := newPath(l, listener, &receiver{})
 	defer p.close()
 	region, err := newRegion(ctx, probeTotal)
 	if err != nil {

@@ -180,7 +180,7 @@ func meaning(copied, naive, zc []row) string {
 	}
 	fmt.Fprintf(&s, " It has %s the throughput of plain Write", throughput(zc))
 	if cost := processorTime(zc, copied); cost != "" {
-		fmt.Fprintf(&s, " and takes %s the processor time", cost)
+		fmt.Fprintf(&s, " and takes %s the processor time in the sender", cost)
 	}
 	s.WriteString(".")
 	if len(naive) > 0 {
@@ -198,7 +198,7 @@ func throughput(rows []row) string {
 	return span(ratios)
 }
 
-// processorTime returns the range of the process's time per byte as multiples of that of base, size by size, or
+// processorTime returns the range of the sender's time per byte as multiples of that of base, size by size, or
 // nothing where it is not known. The system's time would be more complete, but others use it too, and its clock is
 // coarse.
 func processorTime(rows, base []row) string {

@@ -13,7 +13,7 @@ import (
 // loopbackPath returns a path over loopback.
 func loopbackPath(t *testing.T) *path {
 	t.Helper()
-	p, err := openPath(linkKind{"loopback", openLoopback})
+	p, _, err := openPath(linkKind{"loopback", openLoopback})
 	if err != nil {
 		t.Fatal(err)
 	}
