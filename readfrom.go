@@ -29,6 +29,8 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 const (
 	readBufferSize  = flaggedCall // each is one call and comes back by itself: longer ones leave the caches before that
 	readBufferCount = 128         // of the process: 15 MiB of address space, touched as needed
+	// longestReadBuffer is the longest threshold for which a connection gets buffers of its own. Longer ones it copies.
+	longestReadBuffer = 4 << 20
 )
 
 // readBuffers is the pool for ReadFrom of all connections; nil where there is no memory for it.
@@ -40,16 +42,19 @@ var readBuffers = sync.OnceValue(func() *Pool {
 	return p
 })
 
-// readBuffer returns a buffer to read into, of which a full one is worth sending without a copy. When all of the pool are
-// in flight, which peers that do not read can bring about, it is one on the Go heap: nobody waits for somebody else's
+// readBuffer returns a buffer to read into, of which a full one is worth sending without a copy if any is. When all of the
+// pool are in flight, which peers that do not read can bring about, it is one on the Go heap: nobody waits for somebody else's
 // peer.
 func (s *socket) readBuffer() Pinned {
-	if pool := readBuffers(); pool != nil && s.cfg.Threshold <= readBufferSize {
+	if s.cfg.Threshold > readBufferSize && s.cfg.Threshold <= longestReadBuffer {
+		return Pin(make([]byte, s.cfg.Threshold))
+	}
+	if pool := readBuffers(); pool != nil {
 		if p, ok := pool.tryGet(); ok {
 			return p
 		}
 	}
-	return Pin(make([]byte, max(readBufferSize, s.cfg.Threshold)))
+	return Pin(make([]byte, readBufferSize))
 }
 
 // kernelCanMove reports whether r may be something that sendfile or splice takes, perhaps limited: it has a

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -70,6 +71,21 @@ func TestReadFromReachesALongThreshold(t *testing.T) {
 	reading.Wait()
 	if got := zc.Stats(); got.CopiedBytes != 0 || got.Sends == 0 {
 		t.Errorf("%d bytes copied, %d flagged calls; want none copied", got.CopiedBytes, got.Sends)
+	}
+}
+
+// A threshold that no write reaches is a way to have everything copied.
+func TestReadFromWithAThresholdOutOfReach(t *testing.T) {
+	c, s := loopbackPair(t)
+	zc := wrap(t, c, &Config{Threshold: math.MaxInt, insist: true})
+	content := noise(8*readBufferSize, 1)
+	var reading sync.WaitGroup
+	reading.Go(func() { expect(t, s, content) })
+	_, err := zc.ReadFrom(in(content, 1<<30, nil))
+	check(t, err)
+	reading.Wait()
+	if got := zc.Stats(); got.CopiedBytes != int64(len(content)) || got.Sends != 0 {
+		t.Errorf("%d bytes copied, %d flagged calls; want all copied", got.CopiedBytes, got.Sends)
 	}
 }
 
