@@ -113,7 +113,10 @@ func TestALongWriteLooksAtTheWindowAgain(t *testing.T) {
 }
 
 // poll finds nothing.
-func (k *windowKernel) poll(uintptr, *[1]unix.PollFd) error { return nil }
+func (k *windowKernel) poll(_ uintptr, p *[1]unix.PollFd) error {
+	p[0].Revents = 0
+	return nil
+}
 
 // renewLimits finds that RLIMIT_MEMLOCK bounds.
 func (k *windowKernel) renewLimits(time.Time) *limits { return &limits{ids: 1 << 20, pinned: 1 << 30} }
