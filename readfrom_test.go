@@ -59,33 +59,24 @@ func TestReadFromSendsWhateverTheReaderGives(t *testing.T) {
 	eventually(t, "all buffers come back", func() bool { return len(readBuffers().free) == readBufferCount })
 }
 
-// A threshold that is longer than the library's buffers is no reason to copy everything.
-func TestReadFromReachesALongThreshold(t *testing.T) {
-	c, s := loopbackPair(t)
-	zc := wrap(t, c, &Config{Threshold: 2 * readBufferSize, insist: true})
-	content := noise(8*readBufferSize, 1)
-	var reading sync.WaitGroup
-	reading.Go(func() { expect(t, s, content) })
-	_, err := zc.ReadFrom(in(content, 1<<30, nil))
-	check(t, err)
-	reading.Wait()
-	if got := zc.Stats(); got.CopiedBytes != 0 || got.Sends == 0 {
-		t.Errorf("%d bytes copied, %d flagged calls; want none copied", got.CopiedBytes, got.Sends)
-	}
-}
-
-// A threshold that no write reaches is a way to have everything copied.
-func TestReadFromWithAThresholdOutOfReach(t *testing.T) {
-	c, s := loopbackPair(t)
-	zc := wrap(t, c, &Config{Threshold: math.MaxInt, insist: true})
-	content := noise(8*readBufferSize, 1)
-	var reading sync.WaitGroup
-	reading.Go(func() { expect(t, s, content) })
-	_, err := zc.ReadFrom(in(content, 1<<30, nil))
-	check(t, err)
-	reading.Wait()
-	if got := zc.Stats(); got.CopiedBytes != int64(len(content)) || got.Sends != 0 {
-		t.Errorf("%d bytes copied, %d flagged calls; want all copied", got.CopiedBytes, got.Sends)
+// A threshold that is longer than the library's buffers is no reason to copy everything; one that no write reaches is a
+// way to have that.
+func TestReadFromWithALongThreshold(t *testing.T) {
+	for _, test := range []struct {
+		threshold int
+		copies    bool
+	}{{2 * readBufferSize, false}, {longestReadBuffer, false}, {longestReadBuffer + 1, true}, {math.MaxInt, true}} {
+		c, s := loopbackPair(t)
+		zc := wrap(t, c, &Config{Threshold: test.threshold, insist: true})
+		content := noise(4*min(test.threshold, longestReadBuffer), 1)
+		var reading sync.WaitGroup
+		reading.Go(func() { expect(t, s, content) })
+		_, err := zc.ReadFrom(in(content, 1<<30, nil))
+		check(t, err)
+		reading.Wait()
+		if got := zc.Stats(); (got.CopiedBytes == int64(len(content))) != test.copies || (got.CopiedBytes == 0) == test.copies {
+			t.Errorf("threshold %d: %d of %d bytes copied, want all: %v", test.threshold, got.CopiedBytes, len(content), test.copies)
+		}
 	}
 }
 

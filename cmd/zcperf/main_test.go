@@ -273,8 +273,8 @@ func TestCongestionControl(t *testing.T) {
 	}
 }
 
-// The receiver is another process, which ends with this one, whatever ends that.
-func TestReceiverEndsWithTheSender(t *testing.T) {
+// A receiving process takes its connections and its listener with it.
+func TestReceivingProcessEndsWhenItIsFired(t *testing.T) {
 	l, err := listenLoopback()
 	if err != nil {
 		t.Fatal(err)
