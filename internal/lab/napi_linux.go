@@ -20,8 +20,13 @@ func (l *Link) workApart() error {
 	if err != nil {
 		return err
 	}
+	return l.settle(napi)
+}
+
+// settle separates the link's ends, or leaves it inline.
+func (l *Link) settle(napi int) error {
 	before := *l
-	err = l.separate(napi)
+	err := l.separate(napi)
 	if err == nil {
 		l.inline = ""
 		return nil
@@ -215,7 +220,11 @@ func (l *Link) receivingTime() (used time.Duration, err error) {
 func processTime(pid int) (time.Duration, error) {
 	const cpuclockSched = 2 // CPUCLOCK_SCHED, there too.
 	var used unix.Timespec
-	if err := unix.ClockGettime(int32(^pid<<3|cpuclockSched), &used); err != nil {
+	err := unix.ClockGettime(int32(^pid<<3|cpuclockSched), &used)
+	if err == unix.EINVAL {
+		return 0, os.ErrProcessDone
+	}
+	if err != nil {
 		return 0, os.NewSyscallError("clock_gettime", err)
 	}
 	return time.Duration(used.Nano()), nil
