@@ -117,7 +117,7 @@ func TestProofNeedsTheReceivingEndApart(t *testing.T) {
 			l.thread = deadProcess(t)
 		}, []error{errIdle}},
 		{"not threaded any more", func(t *testing.T, l *Link) {
-			if err := l.Receiver.Do(func() error { return setThreaded(false) }); err != nil {
+			if err := l.Receiver.Do(func() error { return setThreaded("0") }); err != nil {
 				t.Fatal(err)
 			}
 		}, []error{os.ErrProcessDone, errIdle}}, // Older kernels keep the thread, without work.
@@ -187,9 +187,16 @@ func TestInlineLink(t *testing.T) {
 	if got, want := l.SendingCPUs(), affinityOf(t, 0); !slices.Equal(got, want) {
 		t.Errorf("SendingCPUs() = %v, want %v", got, want)
 	}
-	checkInline(t, l)
+	checkNotThreaded(t, l)
 	if _, err := l.transfer(l.Receiver.IPv4()); err != nil {
 		t.Fatal(err)
+	}
+	napi, err := l.receivingNAPI()
+	if napi == 0 || err != nil {
+		t.Fatalf("the receiving end's NAPI instance is %d, %v", napi, err)
+	}
+	if thread, err := findThread(napi); err == nil {
+		t.Errorf("the receiving end has a thread, process %d", thread)
 	}
 	if used := receivingTime(t, l); used != 0 {
 		t.Errorf("ReceivingTime() = %v, want 0", used)
@@ -223,23 +230,36 @@ func TestThreadOutOfReach(t *testing.T) {
 
 // Whatever refuses, nothing of what was set before is left.
 func TestRefusedLinkIsInline(t *testing.T) {
-	ForTest(t)
-	l, err := build(copyFreeLink)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	const unknown = 0 // The ID of a NAPI instance of which the kernel does not tell.
-	if err := l.settle(unknown); err != nil {
-		t.Fatal(err)
-	}
-	if l.Inline() == "" || l.ReceivingCPU() != -1 || !slices.Equal(l.SendingCPUs(), affinityOf(t, 0)) {
-		t.Errorf("Inline() = %q, ReceivingCPU() = %d, SendingCPUs() = %v; want a reason, -1, and all",
-			l.Inline(), l.ReceivingCPU(), l.SendingCPUs())
-	}
-	checkInline(t, l)
-	if err := l.prove(); err != nil {
-		t.Errorf("proof: %v", err)
+	apartForTest(t)
+	for _, test := range []struct {
+		name  string
+		steps []step
+		napi  int
+		want  string
+	}{
+		{"no NAPI instance", copyingLink, 1, "give the receiving end a thread"},
+		{"a NAPI instance that the kernel does not tell", copyFreeLink, 0, "find the receiving end's thread"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l, err := build(test.steps)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if err := l.settle(test.napi); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(l.Inline(), test.want) {
+				t.Errorf("Inline() = %q, want: %s", l.Inline(), test.want)
+			}
+			if l.ReceivingCPU() != -1 || !slices.Equal(l.SendingCPUs(), affinityOf(t, 0)) {
+				t.Errorf("ReceivingCPU() = %d, SendingCPUs() = %v; want -1 and all", l.ReceivingCPU(), l.SendingCPUs())
+			}
+			if used := receivingTime(t, l); used != 0 {
+				t.Errorf("ReceivingTime() = %v, want 0", used)
+			}
+			checkNotThreaded(t, l)
+		})
 	}
 }
 
@@ -690,25 +710,19 @@ func inlineForTest(t *testing.T) *Link {
 	return l
 }
 
-// checkInline asks the kernel whether the receiving end has a thread.
-func checkInline(t *testing.T, l *Link) {
+// checkNotThreaded asks the kernel whether the receiving end is threaded.
+func checkNotThreaded(t *testing.T, l *Link) {
 	t.Helper()
-	var threaded string
-	err := l.Receiver.Do(func() (err error) {
-		threaded, err = readDevice("threaded")
+	err := l.Receiver.Do(func() error {
+		threaded, err := readDevice("threaded")
+		if err == nil && threaded != "0" {
+			err = fmt.Errorf("threaded is %q, want 0", threaded)
+		}
 		return err
 	})
-	if threaded != "0" || err != nil {
-		t.Errorf("threaded is %q, %v; want 0", threaded, err)
+	if err != nil {
+		t.Error(err)
 	}
-	napi, err := l.receivingNAPI()
-	if napi == 0 || err != nil {
-		t.Fatalf("the receiving end's NAPI instance is %d, %v", napi, err)
-	}
-	eventually(t, "the receiving end has no thread", func() bool {
-		_, err := findThread(napi)
-		return err != nil
-	})
 }
 
 // readDevice reads what writeDevice writes.
