@@ -356,8 +356,7 @@ func benchCrowd(b *testing.B, c *crowd, mode benchMode, region Pinned, size int)
 
 // warmUps returns how many operations it takes until every connection has had the time to learn what its path does.
 func warmUps(writes, size int) int {
-	calls := writes * ((size + flaggedCall - 1) / flaggedCall)
-	return (copiesToSwitch + calls - 1) / calls
+	return (copiesToSwitch + writes - 1) / writes
 }
 
 // sendAtOnce makes a number of writes over each of the connections.

@@ -11,9 +11,9 @@ import (
 
 // limits are what the kernel lets be in flight.
 type limits struct {
-	ids    uint64 // notifications of one connection, at least (net.core.optmem_max)
-	pinned int64  // bytes of this process (RLIMIT_MEMLOCK)
-	read   time.Time
+	ids    uint64        // notifications of one connection, at least (net.core.optmem_max)
+	pinned int64         // bytes of this process (RLIMIT_MEMLOCK)
+	read   time.Duration // by clock
 }
 
 // notificationCharge is what the kernel charges a connection for a notification that is outstanding or unread: the
@@ -29,8 +29,8 @@ const limitsHold = time.Second
 var knownLimits atomic.Pointer[limits]
 
 // currentLimits returns the limits, not older than limitsHold.
-func currentLimits(now time.Time) *limits {
-	if l := knownLimits.Load(); l != nil && now.Sub(l.read) <= limitsHold {
+func currentLimits(now time.Duration) *limits {
+	if l := knownLimits.Load(); l != nil && now-l.read <= limitsHold {
 		return l
 	}
 	return renewLimits(now)
@@ -38,33 +38,32 @@ func currentLimits(now time.Time) *limits {
 
 // renewLimits asks for the limits. They are those of the calling thread's network namespace: a socket of another one may
 // have less, which ENOBUFS tells.
-func renewLimits(now time.Time) *limits {
+func renewLimits(now time.Duration) *limits {
 	l := readLimits()
 	l.read = now
 	knownLimits.Store(l)
 	return l
 }
 
-// tally counts what is in flight.
-type tally struct{ bytes, ids atomic.Int64 }
+// A tally counts what the kernel charges to RLIMIT_MEMLOCK for what is in flight.
+type tally struct{ pinned atomic.Int64 }
 
-// inProcess is the tally of all connections, for RLIMIT_MEMLOCK. The kernel counts other processes of the user, too.
+// inProcess is the tally of all connections. The kernel counts other processes of the user, too.
 var inProcess tally
 
-// pinnedFor is what the kernel charges for calls of so many bytes: their pages, and two more for each call
-// (mm_account_pinned_pages in net/core/skbuff.c).
-func pinnedFor(bytes, calls int64) int64 { return bytes + 2*page*calls }
-
-func (t *tally) pinned() int64 { return pinnedFor(t.bytes.Load(), t.ids.Load()) }
+// pinnedByCall is what the kernel charges for a call beside its bytes: two pages (mm_account_pinned_pages in
+// net/core/skbuff.c).
+const pinnedByCall = 2 * page
 
 // withinBounds reports whether the next call may be flagged without more being in flight than may be, and makes the call
-// smaller if that helps. Completions that nobody has read yet count as in flight, so it reads them before it says no.
+// smaller if that helps. Completions that no goroutine has read yet count as in flight, so it reads them before it says no.
 func (w *write) withinBounds(fd uintptr) bool {
-	if w.limit == 0 {
-		w.limit = w.longestCall(fd)
+	if w.unbounded() {
+		w.size = plainCall
+		return true
 	}
 	why, ok := w.fit()
-	if _, ids := w.s.ledger().inFlight(); (!ok || ids >= w.limits.ids) && w.s.drain(fd) > 0 {
+	if !ok && w.s.drain(fd) > 0 {
 		why, ok = w.fit()
 	}
 	if !ok {
@@ -73,39 +72,35 @@ func (w *write) withinBounds(fd uintptr) bool {
 	return ok
 }
 
-// longestCall returns the longest flagged call of the rest of the write. Where there are bounds, several find room.
-func (w *write) longestCall(fd uintptr) int {
-	longest, looked := w.s.rhythm.longest(w.total-w.queued, w.s.kernel, fd)
-	if looked {
-		w.syscalls++
-	}
-	room := w.limits.pinned
-	if most := w.s.cfg.MaxInFlight; most > 0 {
-		room = min(room, most)
-	}
-	longest = int(min(int64(longest), max(room/callsInBounds, flaggedCall)))
-	if w.most > 0 {
-		longest = min(longest, w.most)
-	}
-	return longest
+// unbounded reports whether nothing is known that bounds what is in flight.
+func (w *write) unbounded() bool {
+	return w.limits.pinned == noLimits.pinned && w.s.cfg.MaxInFlight == 0 && w.limit == 0 && w.s.optmem.ids == 0
 }
 
-// callsInBounds is how many of the longest calls the bounds have room for, unless they are very narrow.
+// callsInBounds is how many flagged calls the bounds have room for, unless they are very narrow: a call's memory comes back
+// as a whole.
 const callsInBounds = 8
 
 // fit sets the size of the next flagged call, or returns why there can be none now.
 func (w *write) fit() (why reason, ok bool) {
 	l := w.s.ledger()
 	bytes, ids := l.inFlight()
-	room, why := w.limits.pinned-l.total.pinned()-pinnedFor(0, 1), reasonMemlock
-	if most := w.s.cfg.MaxInFlight; most > 0 && most-bytes < room {
-		room, why = most-bytes, reasonInFlight
+	bound, room, why := w.limits.pinned, w.limits.pinned-l.total.pinned.Load()-pinnedByCall, reasonMemlock
+	if most := w.s.cfg.MaxInFlight; most > 0 {
+		bound = min(bound, most)
+		if most-bytes < room {
+			room, why = most-bytes, reasonInFlight
+		}
 	}
-	if w.size = int(min(room, int64(w.limit))); w.size >= smallestCall {
+	w.size = int(min(plainCall, room, max(bound/callsInBounds, smallCall)))
+	if w.limit > 0 {
+		w.size = min(w.size, w.limit)
+	}
+	if w.size >= smallestCall {
 		w.size &^= page - 1
 	}
 	switch {
-	case ids >= w.s.optmem.most(w.limits.read):
+	case ids >= w.s.optmem.most(w.now):
 		return reasonOptmem, false
 	case int64(w.size) < min(smallestCall, w.total-w.queued):
 		return why, false
@@ -126,19 +121,22 @@ func (l *limits) blame(ids uint64) reason {
 // itself, for it gives several calls one notification where it can: many more IDs may be in flight than notifications are
 // allowed. So the first ENOBUFS tells, and what it has told holds for limitsHold. It is the writer's.
 type optmemBound struct {
-	ids   uint64
-	until time.Time
+	ids   uint64        // 0 if there was no ENOBUFS lately
+	until time.Duration // by clock
 }
 
 // most returns the bound.
-func (b *optmemBound) most(now time.Time) uint64 {
-	if !now.Before(b.until) {
+func (b *optmemBound) most(now time.Duration) uint64 {
+	if now >= b.until {
+		b.ids = 0
+	}
+	if b.ids == 0 {
 		return math.MaxUint64
 	}
 	return b.ids
 }
 
 // refused takes note of an ENOBUFS while so many IDs were in flight.
-func (b *optmemBound) refused(ids uint64, now time.Time) {
-	b.ids, b.until = ids-ids/8, now.Add(limitsHold)
+func (b *optmemBound) refused(ids uint64, now time.Duration) {
+	b.ids, b.until = max(1, ids-ids/8), now+limitsHold
 }

@@ -200,18 +200,13 @@ type socket struct {
 	stats   counters
 	foreign foreignQueue
 	refused atomic.Bool // flagged calls do not work here after all
-	watched atomic.Bool // the poller hears completions
-	readers readWaiters
-	drainer drainer // who reads completions: the writer or the poller
-	rhythm  rhythm  // of the writer
+	watch   watch       // who reads the error queue, and who waits for data
+	calls   int         // flagged calls since the writer last read the error queue; the writer's
 	optmem  optmemBound
 
-	drainMu sync.Mutex              // one goroutine reads the error queue at a time
-	closeMu sync.Mutex              // one Close at a time
-	closing atomic.Bool             // Close was called
-	held    atomic.Pointer[holding] // the descriptor that outlives Close while memory is in flight
-
-	orphan atomic.Pointer[time.Timer] // for a connection that was dropped: when to close it
+	drainMu   sync.Mutex                     // one goroutine reads the error queue at a time
+	closeMu   sync.Mutex                     // one Close at a time
+	lingering atomic.Pointer[lingeringClose] // the descriptor that outlives Close while memory is in flight
 }
 
 // ledger returns the connection's accounts, which are made when they are first needed: of many connections most are
@@ -276,7 +271,7 @@ func (c *Conn) SetDeadline(t time.Time) error {
 	if err := c.TCPConn.SetDeadline(t); err != nil {
 		return err
 	}
-	c.s.readers.setDeadline(t)
+	c.s.watch.setDeadline(t)
 	return nil
 }
 
@@ -285,7 +280,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	if err := c.TCPConn.SetReadDeadline(t); err != nil {
 		return err
 	}
-	c.s.readers.setDeadline(t)
+	c.s.watch.setDeadline(t)
 	return nil
 }
 

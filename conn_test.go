@@ -1249,7 +1249,7 @@ type closeDuringClose struct {
 }
 
 func (r *closeDuringClose) Control(f func(fd uintptr)) error {
-	if r.c.s.closing.Load() {
+	if r.c.s.ledger().isClosed() {
 		r.once.Do(func() {
 			returned := make(chan struct{})
 			go func() {

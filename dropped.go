@@ -87,25 +87,23 @@ func (p *Pool) watchSelf() {
 // dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
 // *net.TCPConn, which then closes itself, unless somebody still uses it; after CloseTimeout the connection is closed.
 func (s *socket) dropped() {
-	if s.closing.Load() {
+	if s.ledger().isClosed() {
 		return
 	}
 	drop(&droppedCounts.conns, "a Conn was dropped without Close", "local", s.tc.LocalAddr(), "remote", s.tc.RemoteAddr())
 	s.log(slog.LevelWarn, "the Conn was dropped without Close")
-	s.orphan.Store(time.AfterFunc(s.cfg.CloseTimeout, func() {
-		if !s.ledger().idle() {
-			_ = s.close()
-		}
-	}))
-	s.letGo()
-}
-
-// letGo lets go of a connection that was dropped, if nothing is in flight.
-func (s *socket) letGo() {
-	clock := s.orphan.Load()
-	if clock == nil || s.closing.Load() || !s.ledger().idle() {
+	idle := s.ledger().awaitIdle()
+	if idle == nil {
+		s.detachOwn()
 		return
 	}
-	clock.Stop()
-	_ = s.raw.Control(s.unwatch)
+	go func() {
+		s.await()
+		select {
+		case <-idle:
+			s.detachOwn()
+		case <-time.After(s.cfg.CloseTimeout):
+			_ = s.close()
+		}
+	}()
 }

@@ -2,12 +2,9 @@ package zcnet
 
 import (
 	"encoding/binary"
-	"errors"
 	"log/slog"
 	"slices"
 	"sync"
-	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -71,43 +68,46 @@ type errorQueue struct {
 	data    [4096]byte
 	calls   uint64 // system calls
 
-	s      *socket
-	drain  func(fd uintptr) // e.drainSocket, bound once
-	unread func(fd uintptr) // the same without setting the watch
+	s     *socket
+	reap  func(fd uintptr) // e.reapSocket, bound once
+	drain func(fd uintptr) // the same, but who reads it next stays as it is
 }
 
 var errorQueues = sync.Pool{New: func() any {
 	e := &errorQueue{news: make([]completion, 0, 64)}
-	e.drain = e.drainSocket
-	e.unread = func(fd uintptr) { e.drainAll(e.s, fd) }
+	e.reap = e.reapSocket
+	e.drain = func(fd uintptr) { e.drainAll(e.s, fd) }
 	return e
 }}
 
-// drained reads the error queue and sets the watch again. It is called by the poller, and for what the poller left.
-func (s *socket) drained() {
+// reap reads the error queue until it is empty, and sets up who reads it next. It blocks for the lock of another reader of
+// the same queue only, and for Config.ErrorQueue.
+func (s *socket) reap() {
+	e := errorQueues.Get().(*errorQueue)
+	e.on(s, e.reap)
+}
+
+// drainNow reads the error queue, and leaves it at that.
+func (s *socket) drainNow() {
 	e := errorQueues.Get().(*errorQueue)
 	e.on(s, e.drain)
 }
 
-// readUnread reads the error queue, and leaves it at that.
-func (s *socket) readUnread() {
-	e := errorQueues.Get().(*errorQueue)
-	e.on(s, e.unread)
-}
-
-// on calls f with a descriptor of s, and then does what completions may bring about. e is not used any more.
+// on calls f with a descriptor of s. e is not used any more.
 func (e *errorQueue) on(s *socket, f func(fd uintptr)) {
 	e.s = s
-	_ = s.control(f) // fails only once the descriptor is gone, and with it the queue
+	err := s.control(f)
 	e.s = nil
 	errorQueues.Put(e)
+	if err != nil && !s.ledger().isClosed() {
+		s.closedElsewhere()
+	}
 	s.deliver()
-	s.finishClose()
 }
 
-func (e *errorQueue) drainSocket(fd uintptr) {
+func (e *errorQueue) reapSocket(fd uintptr) {
 	_, ended := e.drainAll(e.s, fd)
-	e.s.rewatch(fd, ended)
+	e.s.reaped(fd, ended)
 }
 
 // drain reads the error queue until it is empty, and returns how many IDs came back. It does not block, and nothing
@@ -143,15 +143,7 @@ func (s *socket) suspect(fd uintptr) {
 	if s.kernel.lostUnacknowledged(fd) {
 		s.ledger().fail(ErrConnFailed)
 	}
-	s.readers.wake() // the error, if it is one, is for them
-}
-
-// failed is told how each write ended. One that the kernel has failed may show that a connection is dead of which, while it
-// is not watched, nobody hears.
-func (s *socket) failed(err error) {
-	if _, ok := errors.AsType[syscall.Errno](err); ok && !s.watched.Load() {
-		_ = s.control(s.suspect)
-	}
+	s.watch.wake() // the error, if it is one, is for those who wait for data
 }
 
 // fill reads completions into e.news, as many as fit. It reports whether there may be more, and whether the socket
@@ -222,7 +214,7 @@ func (s *socket) book(news []completion) (ids uint64) {
 	for _, c := range news {
 		n := s.ledger().completed(c.lo, c.hi, c.copied)
 		ids += n
-		if n > 0 && s.path.learn(n, c.copied, time.Now()) {
+		if n > 0 && s.path.learn(n, c.copied, clock()) {
 			s.log(slog.LevelDebug, "the kernel's copying on this path has changed", "copies", c.copied)
 		}
 	}

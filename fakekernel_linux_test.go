@@ -61,11 +61,14 @@ type stateful struct {
 	receives []fault
 	others   []fault // of the next watch, duplicate or disconnect
 
-	armed    bool // the poller's watch
-	news     bool // it reports changes only
-	changing bool // there was one
-	watched  int  // its descriptor; 0 if there is none
-	left     bool // the poller has left completions
+	joined   bool // the poller knows the socket
+	armed    bool // and is armed for an event
+	edge     bool // for each new one
+	changing bool // there is one
+	watched  int  // the descriptor in its epoll set; 0 if there is none
+	deferred bool // its tick looks after the socket
+	firing   int  // events that are being handled
+	unarmed  bool // to arm it has failed
 
 	arriving *writeOp // the operation that is about to take the write lock
 	writer   *writeOp // that holds it
@@ -395,8 +398,8 @@ func (k *fakeKernel) send(fd uintptr, m *message, flags int) (int, error) {
 	defer k.mu.Unlock()
 	k.check(fd, "send")
 	zero := flags&msgZeroCopy != 0
-	if zero && k.watched == 0 && !k.s.closing.Load() {
-		k.fail("a flagged call before the completions are watched")
+	if zero && !k.deferred && !k.armed && k.firing == 0 && !k.s.ledger().isClosed() {
+		k.fail("a flagged call whose completion nobody would read")
 	}
 	f := next(&k.sends)
 	if f == faultParkBefore {
@@ -440,7 +443,7 @@ func (k *fakeKernel) send(fd uintptr, m *message, flags int) (int, error) {
 		k.transmit(len(k.segments))
 		k.acknowledge(len(k.segments))
 		k.mu.Unlock()
-		k.s.drained() // as another thread would
+		k.s.reap() // as another thread would
 		k.mu.Lock()
 	}
 	return n, nil
@@ -473,14 +476,14 @@ func (k *fakeKernel) sendError(f fault, m *message, zero bool) error {
 
 // affords looks at net.core.optmem_max and at RLIMIT_MEMLOCK.
 func (k *fakeKernel) affords(size int) bool {
-	notifications, pinned := len(k.uargs), pinnedFor(int64(size), 1)
+	notifications, pinned := len(k.uargs), int64(size)+pinnedByCall
 	for _, q := range k.queue {
 		if !q.foreign {
 			notifications++
 		}
 	}
 	for _, u := range k.uargs {
-		pinned += pinnedFor(u.bytes, int64(u.n))
+		pinned += u.bytes + int64(u.n)*pinnedByCall
 	}
 	return notifications < k.optmem && pinned <= k.memlock
 }
@@ -522,17 +525,9 @@ func (k *fakeKernel) unpark() {
 	k.parked = nil
 }
 
-// window is as wide as the longest calls need if the send buffer is large, and not told otherwise.
-func (k *fakeKernel) window(uintptr) int64 {
-	if k.sndbuf < 1<<20 {
-		return 0
-	}
-	return callsInWindow * longestCall
-}
+func (k *fakeKernel) currentLimits(time.Duration) *limits { return k.renewLimits(0) }
 
-func (k *fakeKernel) currentLimits(time.Time) *limits { return k.renewLimits(time.Time{}) }
-
-func (k *fakeKernel) renewLimits(time.Time) *limits {
+func (k *fakeKernel) renewLimits(time.Duration) *limits {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	l := k.lim

@@ -281,85 +281,80 @@ func (k *fakeKernel) reorder() {
 
 func (k *fakeKernel) fault() fault { return next(&k.others) }
 
-func (k *fakeKernel) watch(fd uintptr, s *socket, read bool) error {
+func (k *fakeKernel) join(*socket) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.check(fd, "epoll_ctl")
-	if k.fault() != faultNone {
-		return unix.ENOSPC
+	if !k.joined && k.fault() != faultNone {
+		return unix.EMFILE
 	}
-	if k.watched != 0 && k.watched != int(fd) {
-		k.fail("two descriptors of one socket are watched")
-	}
-	k.watched, k.armed, k.news = int(fd), true, false
+	k.joined = true
 	return nil
 }
 
-func (k *fakeKernel) rewatch(fd uintptr, s *socket, in interest) bool {
+func (k *fakeKernel) arm(fd uintptr, _ *socket, i interest) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.check(fd, "epoll_ctl")
-	if k.watched != int(fd) {
-		return false
+	if k.watched != 0 && k.watched != int(fd) {
+		k.fail("two descriptors of one socket are watched")
 	}
-	k.armed, k.news, k.changing = true, in.news, true
-	return true
-}
-
-// rest leaves the watch as it is: set only if no event has come since it was set.
-func (k *fakeKernel) rest(fd uintptr, _ *socket) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.check(fd, "getsockopt")
-	return true
-}
-
-func (k *fakeKernel) unwatch(fd uintptr, s *socket) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.check(fd, "epoll_ctl")
-	if k.watched == int(fd) {
-		k.watched, k.armed = 0, false
+	if k.fault() != faultNone {
+		k.unarmed = true
+		return unix.ENOSPC
 	}
+	k.watched, k.armed, k.edge, k.changing = int(fd), true, i.mode() == modeEdge, true
+	return nil
 }
 
-func (k *fakeKernel) keepLeft(*socket) {
+func (k *fakeKernel) setDeferred(_ *socket, on bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.left = true
+	if on && !k.joined {
+		k.fail("the tick is to look after a socket that the poller does not know")
+	}
+	k.deferred = on
 }
 
-// reports says whether the poller has an event to hear of.
+func (k *fakeKernel) remove(fd uintptr, _ *socket) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.watched != 0 {
+		k.check(fd, "epoll_ctl")
+	}
+	k.joined, k.watched, k.armed, k.deferred = false, 0, false, false
+}
+
+// reports says whether the poller has an event.
 func (k *fakeKernel) reports() bool {
-	return k.watched != 0 && k.armed && k.events() != 0 && (k.changing || !k.news)
+	return k.watched != 0 && k.armed && k.events() != 0 && (k.changing || !k.edge)
 }
 
 // report does what the poller does with an event, if there is one.
 func (k *fakeKernel) report() bool {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	ev := k.events()
 	if !k.reports() {
-		k.mu.Unlock()
 		return false
 	}
-	k.armed, k.changing = k.news, false
+	k.armed, k.changing = k.edge, false
+	k.firing++
+	defer func() { k.firing-- }()
 	k.mu.Unlock()
-	k.s.heard(ev&unix.POLLHUP != 0)
+	defer k.mu.Lock()
+	k.s.fire(ev&unix.POLLHUP != 0)
 	return true
 }
 
-// look calls f as the poller does, if it has left something.
-func (k *fakeKernel) look(f func(*socket)) bool {
+// tick calls f as the poller does with its tick, if it looks after the socket.
+func (k *fakeKernel) tick(f func(*socket)) bool {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.left {
-		return false
-	}
+	on := k.deferred
 	k.mu.Unlock()
-	f(k.s)
-	k.mu.Lock()
-	k.left = k.s.drainer.left.Load()
-	return true
+	if on {
+		f(k.s)
+	}
+	return on
 }
 
 // What Close asks for.

@@ -179,26 +179,26 @@ type pathState struct {
 	run     int           // copied IDs since the last uncopied one
 	copying atomic.Bool   // plain sends from here on
 	backoff time.Duration // between tries
-	tryAt   time.Time     // when the next flagged call may go out
+	tryAt   time.Duration // when the next flagged call may go out, by clock
 }
 
 // pathCopies reports whether to send plainly because the kernel copies on this path anyway.
 func (s *socket) pathCopies() bool { return s.path.copying.Load() && !s.cfg.insist }
 
 // try reports whether a path that copies is due for another flagged call, and takes the turn.
-func (p *pathState) try(now time.Time) bool {
+func (p *pathState) try(now time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now.Before(p.tryAt) {
+	if now < p.tryAt {
 		return false
 	}
 	p.backoff = min(2*p.backoff, lastProbe)
-	p.tryAt = now.Add(p.backoff)
+	p.tryAt = now + p.backoff
 	return true
 }
 
 // learn takes what the completion of ids IDs said. It reports whether the connection has just changed its mind.
-func (p *pathState) learn(ids uint64, copied bool, now time.Time) (changed bool) {
+func (p *pathState) learn(ids uint64, copied bool, now time.Duration) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !copied {
@@ -210,7 +210,7 @@ func (p *pathState) learn(ids uint64, copied bool, now time.Time) (changed bool)
 		return false
 	}
 	p.backoff = firstProbe
-	p.tryAt = now.Add(firstProbe)
+	p.tryAt = now + firstProbe
 	p.copying.Store(true)
 	return true
 }

@@ -128,7 +128,7 @@ type ledgerModel struct {
 
 func (m *ledgerModel) begin() {
 	if m.open == nil {
-		m.open = &modelWrite{c: m.l.begin(), mem: &region{}, out: map[uint64]bool{}}
+		m.open = &modelWrite{c: m.l.begin(0), mem: &region{}, out: map[uint64]bool{}}
 		m.open.ticket = m.open.c.ticket()
 		m.open.mem.lend(0)
 		m.open.c.loan.regions = append(m.open.c.loan.regions, m.open.mem)
@@ -141,7 +141,7 @@ func (m *ledgerModel) reserve() {
 	if m.inCall {
 		return
 	}
-	m.inCall = m.l.reserve()
+	m.inCall, _ = m.l.reserve()
 }
 
 func (m *ledgerModel) commit(bytes int) {

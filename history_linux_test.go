@@ -326,7 +326,7 @@ func size(arg byte) int {
 	case 6:
 		return 40<<10 + int(arg)
 	}
-	return flaggedCall + int(arg)<<6
+	return smallCall + int(arg)<<4
 }
 
 // instructions of a history. The kernel's are those that begin with do.
@@ -358,7 +358,7 @@ const (
 	doMessage
 	doReorder
 	doPoll
-	doLook
+	doTick
 	doReset
 	doLimits
 	doCopies
@@ -370,7 +370,7 @@ const (
 var instructionNames = [instructions]string{
 	"WritePinned", "WritePinned of the pool", "WritePinned of Alloc", "WritePinnedBuffers", "WriteFrame", "Write", "Release", "Wait", "Flush",
 	"Flush, cancelled", "cancel", "Ready", "Get", "deadline", "Close", "transmit", "acknowledge", "retransmit", "hold in a device", "device releases",
-	"fault of a send", "unpark", "fault of a receive", "fault of another call", "message", "reorder", "poll", "look", "reset", "limits", "copies", "room", "sleep",
+	"fault of a send", "unpark", "fault of a receive", "fault of another call", "message", "reorder", "poll", "tick", "reset", "limits", "copies", "room", "sleep",
 }
 
 // step carries out one instruction.
@@ -454,8 +454,8 @@ func (h *history) step(op, arg byte) {
 		for range 1 + arg%2 {
 			h.spawn(func() { k.report() })
 		}
-	case doLook:
-		h.spawn(func() { k.look((*socket).look) })
+	case doTick:
+		h.spawn(func() { k.tick((*socket).tick) })
 	case doUnpark:
 		k.unpark()
 	case doSleep:
@@ -594,7 +594,7 @@ func (h *history) get() {
 		return err
 	})
 	w.get = true
-	h.spawn(func() { h.k.look((*socket).readLeft) }) // as readAllLeft, which Get has called of the real poller
+	h.spawn(func() { h.k.tick((*socket).await) }) // as Get does with what is in the care of the real poller
 }
 
 func (h *history) close() {
@@ -639,8 +639,8 @@ func (h *history) settle() {
 		h.check()
 		h.spawn(func() {
 			reported := k.report()
-			looked := k.look((*socket).look)
-			moved = moved || reported || looked
+			ticked := k.tick((*socket).tick)
+			moved = moved || reported || ticked
 		})
 		h.check()
 		k.mu.Lock()
@@ -713,9 +713,6 @@ func (h *history) end() {
 		go h.k.close()
 	}
 	synctest.Wait()
-	if held := h.c.s.held.Load(); held != nil {
-		held.after(0, func() {})
-	}
 	l := h.c.s.ledger()
 	for i := range l.claims.len() { // of a history that failed; a Pinner that is collected while it pins kills the process
 		l.claims.at(i).loan.giveBack()

@@ -211,11 +211,11 @@ func TestPeerWhoseWindowStaysZeroBoundsWhatWeHold(t *testing.T) {
 					writing.Wait()
 				}
 				close(tickets)
-				most := int64(sendBuffer(t, c)) + flaggedCall // the buffer may be exceeded by the packet that fills it
+				most := int64(sendBuffer(t, c)) + smallCall // the buffer may be exceeded by the packet that fills it
 				if kind.maxInFlight > 0 {
 					most = kind.maxInFlight
 				}
-				if received, _ := far.SyscallConn(); total.Load() > int64(sendBuffer(t, c))+flaggedCall+int64(receiveBuffer(t, received)) {
+				if received, _ := far.SyscallConn(); total.Load() > int64(sendBuffer(t, c))+smallCall+int64(receiveBuffer(t, received)) {
 					t.Errorf("%d bytes were queued, more than all buffers hold", total.Load())
 				}
 
@@ -689,7 +689,11 @@ var resetStates = []struct {
 		waitForEvents(t, s.c)
 		read := begin(slowConn{s.c})
 		ticket := s.inFlight(t)
-		eventually(t, "the reader waits", s.c.s.readers.waiting)
+		eventually(t, "the reader waits", func() bool {
+			s.c.s.watch.mu.Lock()
+			defer s.c.s.watch.mu.Unlock()
+			return s.c.s.watch.interest&wantsData != 0
+		})
 		doze()
 		reset(t, s.far)
 		read.fails(t, syscall.ECONNRESET)

@@ -15,11 +15,9 @@ type kernel interface {
 	write(b []byte) (int, error)
 	// send makes one call of m, and returns how many bytes it queued: at least one if err is nil.
 	send(fd uintptr, m *message, flags int) (int, error)
-	// window returns how many bytes TCP lets be under way, or 0 if it does not tell.
-	window(fd uintptr) int64
 	// currentLimits and renewLimits return what may be in flight.
-	currentLimits(now time.Time) *limits
-	renewLimits(now time.Time) *limits
+	currentLimits(now time.Duration) *limits
+	renewLimits(now time.Duration) *limits
 
 	completionKernel // the way back, which is different on each system
 }
@@ -33,7 +31,5 @@ func (k system) write(b []byte) (int, error) { return k.tc.Write(b) }
 
 func (system) send(fd uintptr, m *message, flags int) (int, error) { return m.send(fd, flags) }
 
-func (system) window(fd uintptr) int64 { return congestionWindow(fd) }
-
-func (system) currentLimits(now time.Time) *limits { return currentLimits(now) }
-func (system) renewLimits(now time.Time) *limits   { return renewLimits(now) }
+func (system) currentLimits(now time.Duration) *limits { return currentLimits(now) }
+func (system) renewLimits(now time.Duration) *limits   { return renewLimits(now) }

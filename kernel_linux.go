@@ -18,13 +18,11 @@ type completionKernel interface {
 	// lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.
 	lostUnacknowledged(fd uintptr) bool
 
-	// watch, rewatch, rest, unwatch and keepLeft are the poller's. rest does nothing, and returns false, if the socket was
-	// asked for other messages than completions.
-	watch(fd uintptr, s *socket, read bool) error
-	rewatch(fd uintptr, s *socket, in interest) bool
-	rest(fd uintptr, s *socket) bool
-	unwatch(fd uintptr, s *socket)
-	keepLeft(s *socket)
+	// join, arm, setDeferred and remove are the poller's.
+	join(s *socket) error
+	arm(fd uintptr, s *socket, i interest) error
+	setDeferred(s *socket, on bool)
+	remove(fd uintptr, s *socket)
 
 	// duplicate makes a second descriptor, whose Close does not block, and returns the socket's SO_LINGER.
 	duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error)
@@ -62,21 +60,12 @@ func (system) receive(fd uintptr, hdr *unix.Msghdr) (int, error) {
 
 func (system) lostUnacknowledged(fd uintptr) bool { return lostUnacknowledged(fd) }
 
-func (system) watch(fd uintptr, s *socket, read bool) error {
-	return thePoller.watch(int(fd), s, read)
+func (system) join(s *socket) error { return thePoller.join(s) }
+func (system) arm(fd uintptr, s *socket, i interest) error {
+	return thePoller.arm(int(fd), s, i)
 }
-func (system) rewatch(fd uintptr, s *socket, in interest) bool {
-	return thePoller.rewatch(int(fd), s, in)
-}
-func (system) rest(fd uintptr, s *socket) bool {
-	if expectsMessages(fd) {
-		return false
-	}
-	thePoller.rest(s)
-	return true
-}
-func (system) unwatch(fd uintptr, s *socket) { thePoller.unwatch(int(fd), s) }
-func (system) keepLeft(s *socket)            { thePoller.keepLeft(s) }
+func (system) setDeferred(s *socket, on bool) { thePoller.setDeferred(s, on) }
+func (system) remove(fd uintptr, s *socket)   { thePoller.remove(int(fd), s) }
 
 // duplicate turns a linger time off, for it would make the last close(2) block.
 func (system) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error) {

@@ -35,7 +35,7 @@ type claim struct {
 	settled bool          // memory given back, ticket done
 	copied  bool          // a completion said that the kernel copied
 	helped  bool          // a part of the write was copied by the library
-	born    time.Time     // when the first ID was reserved
+	born    time.Duration // when the write began, by the ledger's clock
 	done    chan struct{} // made for the first who waits
 	err     error         // of the ticket
 	next    *claim        // in the list of claims to settle
@@ -79,8 +79,8 @@ type reservation struct {
 	copied bool // with the kernel's mark for a copy
 }
 
-// leftReader reads completions at once that would otherwise wait for a better moment.
-type leftReader interface{ readLeft() }
+// An awaiter is told that a goroutine begins to wait for completions.
+type awaiter interface{ await() }
 
 // ledger holds the accounts of one connection. Writers are serialized by their caller (the descriptor's write
 // lock); everything else may be called from any goroutine. No lock is taken while mu is held, and memory is given
@@ -99,16 +99,18 @@ type ledger struct {
 	failed   error         // why tickets that finish from now on report an error
 	failures []error       // the tickets that did, for Flush
 	closed   bool          // no further reservation
+	idleNow  chan struct{} // closed when nothing is in flight; nil if that is not waited for
 	counts   ledgerCounts  //
 
-	bytesInFlight atomic.Int64 // bytes not complete, to within the rounding of claims that are partly so
+	bytesInFlight int64        // bytes not complete, to within the rounding of claims that are partly so
 	waited        atomic.Int32 // pending tickets and flushes that somebody may be waiting for
 	total         *tally       // of all ledgers of the process; nil if this is none of them
-	reader        leftReader   // reads completions that were left unread; nil if none ever are
+	reader        awaiter      // reads the completions; nil if none ever come
 }
 
 // ledgerCounts are the ledger's part of [Stats].
 type ledgerCounts struct {
+	bytesInFlight    int64
 	idsInFlight      uint64
 	notifications    uint64 // ranges
 	rejected         uint64 // ranges that named IDs complete already, or never issued
@@ -121,8 +123,15 @@ type ledgerCounts struct {
 	releaseMax       time.Duration
 }
 
-// begin opens the claim of a write that is about to send its first flagged call.
-func (l *ledger) begin() *claim {
+// processStart is the zero of the clock by which claims are timed. A time is one
+// word by it, and one reading of the system's clock.
+var processStart = time.Now()
+
+func clock() time.Duration { return time.Since(processStart) }
+
+// begin opens the claim of a write that is about to send its first flagged call
+// and that began at now.
+func (l *ledger) begin(now time.Duration) *claim {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var c *claim
@@ -134,18 +143,20 @@ func (l *ledger) begin() *claim {
 	c.state.Store(claimState(c.generation()+1, OutcomePending, nil))
 	c.seq, c.lo, c.hi, c.pending, c.bytes, c.out = l.nextSeq, l.next, l.next, 0, 0, 0
 	c.sealed, c.settled, c.copied, c.helped, c.done = false, false, false, false, nil
-	c.born = time.Now()
+	c.born = now
 	l.nextSeq++
 	l.claims.pushBack(c)
 	return c
 }
 
-// reserve announces a flagged call. It reports false when the connection is closed and the call must not be made.
-func (l *ledger) reserve() bool {
+// reserve announces a flagged call. It reports whether the call may be made,
+// which it must not once the connection is closed, and whether nothing was in
+// flight before.
+func (l *ledger) reserve() (ok, first bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reserved = reservation{open: !l.closed}
-	return !l.closed
+	return !l.closed, l.counts.idsInFlight == 0
 }
 
 // commit records that the reserved call has queued n bytes and so has taken its ID for c.
@@ -176,6 +187,7 @@ func (l *ledger) cancel() {
 		l.counts.rejected++
 	}
 	l.reserved = reservation{}
+	l.checkIdle()
 }
 
 // seal ends c's write. helped tells whether the library copied a part of it. The ticket is c's from here on.
@@ -261,6 +273,7 @@ func (l *ledger) credit(s span, copied bool) (fresh uint64, finished *claim) {
 		l.complete = slices.Replace(l.complete, first, last, merged)
 	}
 	l.moveIDs(-int64(fresh))
+	l.checkIdle()
 	return fresh, finished
 }
 
@@ -285,9 +298,9 @@ func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
 // moveOut changes how many bytes of c are in flight. l.mu is held.
 func (l *ledger) moveOut(c *claim, bytes int64) {
 	c.out += bytes
-	l.bytesInFlight.Add(bytes)
+	l.bytesInFlight += bytes
 	if l.total != nil {
-		l.total.bytes.Add(bytes)
+		l.total.pinned.Add(bytes)
 	}
 }
 
@@ -295,7 +308,7 @@ func (l *ledger) moveOut(c *claim, bytes int64) {
 func (l *ledger) moveIDs(n int64) {
 	l.counts.idsInFlight += uint64(n)
 	if l.total != nil {
-		l.total.ids.Add(n)
+		l.total.pinned.Add(n * pinnedByCall)
 	}
 }
 
@@ -320,11 +333,12 @@ func (l *ledger) settle(finished *claim) {
 		c.err = c.loan.endGuard(c.err) // nobody else looks at it before the claim is settled
 		c.loan.giveBack()
 	}
+	now := clock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for c := finished; c != nil; {
 		next := c.next
-		l.resolve(c, c.outcome())
+		l.resolve(c, c.outcome(), now)
 		c = next
 	}
 	l.sweep()
@@ -342,7 +356,7 @@ func (c *claim) outcome() Outcome {
 }
 
 // resolve makes c's ticket done. l.mu is held.
-func (l *ledger) resolve(c *claim, o Outcome) {
+func (l *ledger) resolve(c *claim, o Outcome, now time.Duration) {
 	c.next = nil
 	c.settled = true
 	if c.err != nil {
@@ -350,7 +364,7 @@ func (l *ledger) resolve(c *claim, o Outcome) {
 		l.failures = append(l.failures, c.err)
 	}
 	l.moveOut(c, -c.out)
-	l.counts.add(c, o)
+	l.counts.add(c, o, now)
 	c.state.Store(claimState(c.generation(), o, c.err))
 	if c.done != nil {
 		l.waited.Add(-1)
@@ -359,7 +373,7 @@ func (l *ledger) resolve(c *claim, o Outcome) {
 }
 
 // add books a settled claim.
-func (n *ledgerCounts) add(c *claim, o Outcome) {
+func (n *ledgerCounts) add(c *claim, o Outcome, now time.Duration) {
 	switch {
 	case o == OutcomeUnknown:
 		n.unprovenBytes += c.bytes
@@ -369,7 +383,7 @@ func (n *ledgerCounts) add(c *claim, o Outcome) {
 	default:
 		n.zeroCopiedBytes += c.bytes
 	}
-	d := time.Since(c.born)
+	d := now - c.born
 	n.released++
 	n.releaseTotal += d
 	n.releaseMax = max(n.releaseMax, d)
@@ -410,10 +424,11 @@ func (l *ledger) flush() <-chan struct{} {
 	return f.done
 }
 
-// await is called, without a lock, by whoever is about to wait or wants to know.
+// await is called without a lock by a goroutine that has begun to wait, or that
+// asks.
 func (l *ledger) await() {
 	if l.reader != nil {
-		l.reader.readLeft()
+		l.reader.await()
 	}
 }
 
@@ -452,12 +467,38 @@ func (l *ledger) fail(err error) {
 	}
 }
 
-// close ends reservations and reports whether anything is in flight: then the descriptor must be held.
-func (l *ledger) close() (inFlight bool) {
+// close ends reservations. It returns a channel that is closed when nothing is
+// in flight any more, or nil if nothing is, and whether the ledger was closed
+// before.
+func (l *ledger) close() (idle chan struct{}, again bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.closed = true
-	return l.busy()
+	again, l.closed = l.closed, true
+	return l.whenIdle(), again
+}
+
+// awaitIdle returns a channel that is closed when nothing is in flight any more,
+// or nil if nothing is.
+func (l *ledger) awaitIdle() chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.whenIdle()
+}
+
+// whenIdle is awaitIdle. l.mu is held.
+func (l *ledger) whenIdle() chan struct{} {
+	if l.busy() && l.idleNow == nil {
+		l.idleNow = make(chan struct{})
+	}
+	return l.idleNow
+}
+
+// checkIdle tells those who wait for it that nothing is in flight. l.mu is held.
+func (l *ledger) checkIdle() {
+	if l.idleNow != nil && !l.busy() {
+		close(l.idleNow)
+		l.idleNow = nil
+	}
 }
 
 // busy reports whether an ID is out or may come to be. l.mu is held.
@@ -467,7 +508,21 @@ func (l *ledger) busy() bool { return l.counts.idsInFlight > 0 || l.reserved.ope
 func (l *ledger) inFlight() (bytes int64, ids uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.bytesInFlight.Load(), l.counts.idsInFlight
+	return l.bytesInFlight, l.counts.idsInFlight
+}
+
+// isClosed reports whether close was called.
+func (l *ledger) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
+}
+
+// issued returns how many IDs have been issued.
+func (l *ledger) issued() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.next
 }
 
 // idle reports whether every ID has come back.
@@ -480,6 +535,7 @@ func (l *ledger) idle() bool {
 // abandon resolves every ticket that is left without giving its memory back, and returns how many bytes that is.
 // The loans stay referenced for the life of the process.
 func (l *ledger) abandon() (bytes int64) {
+	now := clock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range l.claims.len() {
@@ -490,7 +546,7 @@ func (l *ledger) abandon() (bytes int64) {
 		unproven.keep(&c.loan)
 		bytes += c.bytes
 		c.err = ErrReleaseUnproven
-		l.resolve(c, OutcomeUnknown)
+		l.resolve(c, OutcomeUnknown, now)
 	}
 	l.sweep()
 	return bytes
@@ -500,7 +556,9 @@ func (l *ledger) abandon() (bytes int64) {
 func (l *ledger) snapshot() (n ledgerCounts, failed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.counts, l.failed != nil
+	n = l.counts
+	n.bytesInFlight = l.bytesInFlight
+	return n, l.failed != nil
 }
 
 func (l *ledger) failuresSoFar() []error {

@@ -14,7 +14,7 @@ func newLedger(start uint64) *ledger { return &ledger{base: start, next: start} 
 
 // writeIDs books a write of n calls of size bytes each, and seals it.
 func writeIDs(l *ledger, n, size int) Ticket {
-	c := l.begin()
+	c := l.begin(0)
 	for range n {
 		l.reserve()
 		l.commit(c, size)
@@ -96,7 +96,7 @@ func TestTicketsAreDoneWhenTheirLastIDIs(t *testing.T) {
 func TestLedgerWorkFollowsRangesNotIDs(t *testing.T) {
 	// One write of 2^31 IDs: a loop over IDs would take many seconds.
 	l := newLedger(1<<32 - 5)
-	c := l.begin()
+	c := l.begin(0)
 	const n = 1 << 31
 	l.next += n
 	c.hi, c.pending, l.counts.idsInFlight = l.next, n, n
@@ -116,7 +116,7 @@ func TestLedgerWorkFollowsRangesNotIDs(t *testing.T) {
 func TestCompletionMayOvertakeTheSend(t *testing.T) {
 	l := newLedger(0)
 	first := writeIDs(l, 1, 10)
-	c := l.begin()
+	c := l.begin(0)
 	l.reserve()
 	if news := l.completed(0, 1, true); news != 2 {
 		t.Fatalf("%d IDs were news, want 2: the one in the kernel counts", news)
@@ -141,7 +141,7 @@ func TestCompletionMayOvertakeTheSend(t *testing.T) {
 
 func TestCompletionOfACallThatFailedIsRejected(t *testing.T) {
 	l := newLedger(0)
-	c := l.begin()
+	c := l.begin(0)
 	l.reserve()
 	l.completed(0, 0, false)
 	l.cancel()
@@ -159,7 +159,7 @@ func TestCompletionOfACallThatFailedIsRejected(t *testing.T) {
 
 func TestTicketIsNotDoneBeforeItsWriteHasReturned(t *testing.T) {
 	l := newLedger(0)
-	c := l.begin()
+	c := l.begin(0)
 	l.reserve()
 	l.commit(c, 10)
 	ticket := c.ticket()
@@ -176,7 +176,7 @@ func TestTicketIsNotDoneBeforeItsWriteHasReturned(t *testing.T) {
 func TestOutcomes(t *testing.T) {
 	l := newLedger(0)
 	plain, marked := writeIDs(l, 2, 10), writeIDs(l, 2, 10)
-	c := l.begin()
+	c := l.begin(0)
 	l.reserve()
 	l.commit(c, 10)
 	helped := l.seal(c, true)
@@ -283,7 +283,7 @@ func TestFlushWaitsForWhatWasIssuedBefore(t *testing.T) {
 	if !closed(l.flush()) {
 		t.Error("a flush of nothing waits")
 	}
-	open := l.begin() // a write under way has no ticket yet
+	open := l.begin(0) // a write under way has no ticket yet
 	l.reserve()
 	l.commit(open, 1)
 	if !closed(l.flush()) {
@@ -311,7 +311,7 @@ func TestFlushWaitsForWhatWasIssuedBefore(t *testing.T) {
 
 func TestAbandonedTicketsNeverGiveTheirMemoryBack(t *testing.T) {
 	l := newLedger(0)
-	fine, lost := writeIDs(l, 1, 10), l.begin()
+	fine, lost := writeIDs(l, 1, 10), l.begin(0)
 	p := &region{}
 	p.lend(0)
 	lost.loan.regions = []*region{p}

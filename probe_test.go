@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestProbeSaysWhetherAndWhy(t *testing.T) {
@@ -18,7 +17,7 @@ func TestProbeSaysWhetherAndWhy(t *testing.T) {
 	pipe, _ := net.Pipe()
 	learned, _ := loopbackPair(t)
 	copying := wrap(t, learned, nil)
-	copying.s.path.learn(copiesToSwitch, true, time.Now())
+	copying.s.path.learn(copiesToSwitch, true, clock())
 	refusing, _ := loopbackPair(t)
 	refused := wrap(t, refusing, nil)
 	refused.s.refuse(net.ErrClosed)

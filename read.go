@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -51,7 +50,7 @@ func (s *socket) read(b []byte) (int, error) {
 		n, err := s.tryRead(b)
 		switch {
 		case err == syscall.EAGAIN:
-			s.readers.wait(ready, patience)
+			s.watch.wait(ready, patience)
 		case err != nil:
 			return 0, s.opError("read", err)
 		case n == 0:
@@ -60,16 +59,6 @@ func (s *socket) read(b []byte) (int, error) {
 			return n, nil
 		}
 	}
-}
-
-// readWaiters are the goroutines that wait for the library's poller to find the socket readable.
-type readWaiters struct {
-	mu       sync.Mutex
-	ready    chan struct{} // closed when the socket is readable, closed, or its deadline has changed; nil if nobody waits
-	armed    bool          // the poller looks for readability
-	news     bool          // it does so for good, see rewatch
-	deadline time.Time
-	known    bool // deadline was set here; before that only the runtime knows it
 }
 
 // A blocked read asks the runtime for a deadline that was set before the connection was wrapped, less and less often:
@@ -82,60 +71,16 @@ const (
 // readDeadlinePassed reports whether a read must fail. The runtime looks at deadlines before it refuses to poll
 // (netpollcheckerr in runtime/netpoll.go).
 func (s *socket) readDeadlinePassed() bool {
-	if deadline, known := s.readers.readDeadline(); known {
+	if deadline, known := s.watch.readDeadline(); known {
 		return !deadline.IsZero() && !time.Now().Before(deadline)
 	}
 	err := s.raw.Read(func(uintptr) bool { return true })
 	return errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// next returns the channel to wait on. It must be taken before the read is tried.
-func (r *readWaiters) next() <-chan struct{} {
-	if r.ready == nil {
-		r.ready = make(chan struct{})
-	}
-	return r.ready
-}
-
-// wake lets all waiters try again. It reports whether there were any.
-func (r *readWaiters) wake() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.wakeAll()
-}
-
-func (r *readWaiters) wakeAll() bool {
-	if r.ready == nil {
-		return false
-	}
-	close(r.ready)
-	r.ready = nil
-	return true
-}
-
-// waiting reports whether the poller looks for readability.
-func (r *readWaiters) waiting() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.armed
-}
-
-func (r *readWaiters) setDeadline(t time.Time) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.deadline, r.known = t, true
-	r.wakeAll()
-}
-
-func (r *readWaiters) readDeadline() (t time.Time, known bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.deadline, r.known
-}
-
 // wait returns when ready is closed, or when it is time to look at the deadline: after patience if it is not known.
-func (r *readWaiters) wait(ready <-chan struct{}, patience time.Duration) {
-	deadline, known := r.readDeadline()
+func (w *watch) wait(ready <-chan struct{}, patience time.Duration) {
+	deadline, known := w.readDeadline()
 	switch {
 	case known && deadline.IsZero():
 		<-ready

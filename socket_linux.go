@@ -106,32 +106,6 @@ func (m *message) send(fd uintptr, flags int) (int, error) {
 	return int(n), nil
 }
 
-// congestionWindow returns the bytes of the socket's congestion window, or 0 if it cannot be read.
-func congestionWindow(fd uintptr) int64 {
-	var info unix.TCPInfo
-	length := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.IPPROTO_TCP, unix.TCP_INFO, uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&length)), 0)
-	if errno != 0 {
-		return 0
-	}
-	return int64(info.Snd_cwnd) * int64(info.Snd_mss)
-}
-
-// expectsMessages reports whether the socket's error queue is in use for more than completions: what nobody reads there
-// counts against the receive buffer, and in the end stops reception.
-func expectsMessages(fd uintptr) bool {
-	for _, option := range [][2]int{
-		{unix.SOL_SOCKET, unix.SO_TIMESTAMPING},
-		{unix.IPPROTO_IP, unix.IP_RECVERR},
-		{unix.IPPROTO_IPV6, unix.IPV6_RECVERR},
-	} {
-		if set, err := unix.GetsockoptInt(int(fd), option[0], option[1]); err == nil && set != 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // tryRead reads what is there. It returns EAGAIN if nothing is.
 func (s *socket) tryRead(b []byte) (n int, err error) {
 	if ctlErr := s.raw.Control(func(fd uintptr) {

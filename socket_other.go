@@ -30,27 +30,22 @@ func (m *message) clear()                         { *m = message{} }
 func (m *message) add(b []byte)                   { m.n++; m.size += len(b) }
 func (m *message) send(uintptr, int) (int, error) { return 0, errNoZeroCopy }
 
-type holding struct{}
+type lingeringClose struct{}
 
 // completionKernel is empty, for there are no completions.
 type completionKernel interface{}
 
-func (s *socket) watch(uintptr) error                 { return errNoZeroCopy }
+func (s *socket) expectCompletion(uintptr) error      { return errNoZeroCopy }
 func (s *socket) drain(uintptr) uint64                { return 0 }
 func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }
 func (s *socket) tryRead([]byte) (int, error)         { return 0, errNoZeroCopy }
-func (s *socket) finishClose()                        {}
-func (s *socket) drained()                            {}
-func (s *socket) unwatch(uintptr)                     {}
-func (s *socket) readUnread()                         {}
-func (s *socket) keepLeft()                           {}
-func (s *socket) failed(error)                        {}
-func readAllLeft()                                    {}
+func (s *socket) await()                              {}
+func (s *socket) drainNow()                           {}
+func (s *socket) detachOwn()                          {}
+func awaitMemory() (stop func())                      { return func() {} }
 func (s *socket) close() error                        { return s.tc.Close() }
 
 func probeSystem(r *Report)                { r.System = runtime.GOOS }
 func probeSocket(*Report, syscall.RawConn) {}
-
-func congestionWindow(uintptr) int64 { return 0 }
 
 func readLimits() *limits { l := noLimits; return &l }

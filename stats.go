@@ -98,7 +98,7 @@ func (c *Conn) Stats() Stats {
 		MaybeCopiedBytes:      l.maybeCopiedBytes,
 		CopiedBytes:           s.stats.copiedBytes.Load() + s.stats.shortBytes.Load(),
 		Fallbacks:             fallbacks,
-		BytesInFlight:         s.ledger().bytesInFlight.Load(),
+		BytesInFlight:         l.bytesInFlight,
 		IDsInFlight:           l.idsInFlight,
 		UnprovenBytes:         l.unprovenBytes,
 		Notifications:         l.notifications,

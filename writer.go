@@ -138,7 +138,6 @@ func (s *socket) writeShort(p Pinned) (Ticket, error) {
 		return copiedTicket, nil
 	}
 	w := progress{s: s, total: int64(p.Len()), queued: int64(n), err: cause(err)}
-	s.failed(w.err)
 	return w.ticket(), w.failure()
 }
 
@@ -188,6 +187,9 @@ func (c *Conn) Flush(ctx context.Context) error {
 const (
 	// smallestCall is the size at which ENOBUFS by RLIMIT_MEMLOCK ends the halving and begins the copying.
 	smallestCall = 16 << 10
+	// smallCall is how much is copied at a time for want of room for a flagged call, and the least to which bounds cut
+	// flagged calls so that several have room.
+	smallCall = 128 << 10
 	// plainCall is the most that one copying call sends.
 	plainCall = 1 << 30
 	// page is the length below which a buffer is not worth a fragment of its own.
@@ -212,16 +214,16 @@ type write struct {
 // progress is what begins anew with each write.
 type progress struct {
 	s       *socket
-	copies  int   // how many buffers, from the first on, are copied in any case
-	total   int64 // bytes of the write
-	queued  int64 // of them in the kernel
-	at, off int   // the next byte to send is bufs[at].b[off]
-	flag    bool  // flagged calls are still worth trying
-	tries   int   // of them that are left on a path that copies
+	copies  int           // how many buffers, from the first on, are copied in any case
+	total   int64         // bytes of the write
+	queued  int64         // of them in the kernel
+	at, off int           // the next byte to send is bufs[at].b[off]
+	flag    bool          // flagged calls are still worth trying
+	tries   int           // of them that are left on a path that copies
+	now     time.Duration // when the write began, by clock
 	limits  *limits
-	limit   int // the most bytes of one flagged call; 0 if that is to be found out
-	most    int // what limit may be after ENOBUFS; 0 if there was none
-	size    int // those of the next
+	limit   int // the most bytes of one flagged call, since one was refused; 0 if none was
+	size    int // bytes of the next flagged call, at most
 	claim   *claim
 	helped  bool    // a part was copied
 	why     reasons // why
@@ -273,10 +275,8 @@ func (w *write) run() (Ticket, error) {
 		w.err = cause(err)
 	}
 	t, err := w.ticket(), w.failure()
-	w.s.failed(w.err)
 	w.s.count(&w.progress)
 	w.s.deliver()
-	w.s.finishClose()
 	return t, err
 }
 
@@ -289,19 +289,19 @@ func (w *write) plan() {
 	case s.refused.Load():
 		w.why.add(reasonRefused)
 	default:
-		w.planFlagged(time.Now())
+		w.planFlagged()
 	}
 }
 
 // planFlagged decides for a write that is worth sending without copying.
-func (w *write) planFlagged(now time.Time) {
-	w.flag = true
-	w.limits = w.s.kernel.currentLimits(now)
+func (w *write) planFlagged() {
+	w.flag, w.now = true, clock()
+	w.limits = w.s.kernel.currentLimits(w.now)
 	if !w.s.pathCopies() {
 		return
 	}
 	w.tries = 1
-	if w.flag = w.s.path.try(now); !w.flag {
+	if w.flag = w.s.path.try(w.now); !w.flag {
 		w.why.add(reasonPath)
 	}
 }
@@ -335,7 +335,7 @@ func (w *write) sendNext(fd uintptr) error {
 		return w.sendCopied(fd)
 	}
 	switch err := w.sendFlagged(fd); err {
-	case errDeaf:
+	case errUnheard:
 		return nil
 	case syscall.ENOBUFS:
 		w.noBuffers(fd)
@@ -352,8 +352,9 @@ func (w *write) sendNext(fd uintptr) error {
 	}
 }
 
-// errDeaf is the error of a flagged call that was not made, because nobody would have heard its completion.
-var errDeaf = errors.New("completions cannot be watched")
+// errUnheard is the error of a flagged call that was not made, because its
+// completion could not be waited for.
+var errUnheard = errors.New("completions cannot be waited for")
 
 // flagNext decides for the next part of the write whether to send it with MSG_ZEROCOPY.
 func (w *write) flagNext(fd uintptr) bool {
@@ -377,32 +378,36 @@ func (w *write) lends(i int) bool { return i >= w.copies && len(w.bufs[i].b) >= 
 // sendFlagged sends with MSG_ZEROCOPY, and books the ID that the call took.
 func (w *write) sendFlagged(fd uintptr) error {
 	if w.claim == nil {
-		w.claim = w.s.ledger().begin()
+		w.claim = w.s.ledger().begin(w.now)
 		w.loan.pass(&w.claim.loan, w.bufs[w.copies:])
 		if w.s.cfg.Guard {
 			w.claim.loan.guard = w.guard()
 		}
 	}
 	w.gather(w.size, true)
-	if !w.s.ledger().reserve() {
+	l := w.claim.l
+	ok, first := l.reserve()
+	if !ok {
 		return net.ErrClosed
 	}
-	if err := w.s.watch(fd); err != nil {
-		w.s.ledger().cancel()
-		w.refuse(err)
-		return errDeaf
+	if first {
+		if err := w.s.expectCompletion(fd); err != nil {
+			l.cancel()
+			w.refuse(err)
+			return errUnheard
+		}
 	}
 	n, err := w.send(fd, msgZeroCopy)
 	if err != nil {
-		w.s.ledger().cancel()
+		l.cancel()
 		return err
 	}
-	w.s.ledger().commit(w.claim, n)
-	if w.s.drainer.called() {
+	l.commit(w.claim, n)
+	if w.s.calls++; w.s.calls%reapEvery == 0 {
 		w.s.drain(fd)
 	}
 	w.tries--
-	w.sent(n)
+	w.advance(n)
 	return nil
 }
 
@@ -419,7 +424,7 @@ func (w *write) sendCopied(fd uintptr) error {
 	}
 	w.helped = true
 	w.s.stats.copiedBytes.Add(int64(n))
-	w.sent(n)
+	w.advance(n)
 	return nil
 }
 
@@ -429,19 +434,11 @@ func (w *write) send(fd uintptr, flags int) (int, error) {
 	return w.s.kernel.send(fd, &w.msg, flags)
 }
 
-// sent moves on after a call that queued n bytes.
-func (w *write) sent(n int) {
-	w.advance(n)
-	if w.s.rhythm.after(n) {
-		w.limit = 0
-	}
-}
-
 // copied is the most that the next copying call sends. What is copied for want of room is sent piece by piece, because
 // there may be room for the next.
 func (w *write) copied() int {
 	if w.flag && w.lends(w.at) && !w.s.pathCopies() {
-		return flaggedCall
+		return smallCall
 	}
 	return plainCall
 }
@@ -486,7 +483,7 @@ func (w *write) refuse(err error) {
 // mm_account_pinned_pages charges the pages of a call to RLIMIT_MEMLOCK).
 func (w *write) noBuffers(fd uintptr) {
 	s := w.s
-	now := time.Now()
+	now := clock()
 	_, ids := s.ledger().inFlight()
 	if s.drain(fd) > 0 {
 		s.stats.enobufsOptmem.Add(1)
@@ -502,8 +499,7 @@ func (w *write) noBuffers(fd uintptr) {
 		return
 	}
 	s.stats.enobufsMemlock.Add(1)
-	w.most = w.size / 2
-	if w.limit = w.most; w.limit < smallestCall {
+	if w.limit = w.size / 2; w.limit < smallestCall {
 		w.flag = false
 		w.why.add(reasonMemlock)
 	}
@@ -514,7 +510,7 @@ func (w *progress) ticket() Ticket {
 	switch {
 	case w.claim != nil:
 		w.unguard()
-		return w.s.ledger().seal(w.claim, w.helped)
+		return w.claim.l.seal(w.claim, w.helped)
 	case w.queued > 0:
 		return copiedTicket
 	}

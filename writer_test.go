@@ -35,7 +35,7 @@ var writerKinds = []struct {
 		c, s := loopbackPair(t)
 		zc := wrap(t, c, &Config{Threshold: 1})
 		for range copiesToSwitch {
-			zc.s.path.learn(1, true, time.Now())
+			zc.s.path.learn(1, true, clock())
 		}
 		return zc, s
 	}},
@@ -111,14 +111,14 @@ var writerBehaviours = []struct {
 }{
 	{"sends what it was given", func(t *testing.T, _ net.Conn, w ZeroCopyWriter, far net.Conn) {
 		var sent []byte
-		for _, n := range []int{1, 100, page - 1, page, page + 1, 64 << 10, flaggedCall + 1, 1 << 20} {
+		for _, n := range []int{1, 100, page - 1, page, page + 1, 64 << 10, smallCall + 1, 1 << 20} {
 			sent = append(sent, noise(n, uint64(n))...)
 		}
 		var reading sync.WaitGroup
 		reading.Go(func() { expect(t, far, sent) })
 		var tickets []Ticket
 		rest := sent
-		for _, n := range []int{1, 100, page - 1, page, page + 1, 64 << 10, flaggedCall + 1, 1 << 20} {
+		for _, n := range []int{1, 100, page - 1, page, page + 1, 64 << 10, smallCall + 1, 1 << 20} {
 			ticket, err := w.WritePinned(Pin(rest[:n]))
 			check(t, err)
 			tickets = append(tickets, ticket)

@@ -1,0 +1,72 @@
+package zcnet
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// reapEvery is how many flagged calls a writer makes before it reads the error
+// queue. Between 8 and 128 the number makes no difference to what sending
+// costs; it bounds how many notifications net.core.optmem_max has to hold.
+const reapEvery = 32
+
+// A watch is what the poller and the goroutines that wait share about a socket.
+//
+// Locks are taken in this order, each only while those before it may be held:
+//
+//	socket.closeMu, the descriptor's write lock (RawConn.Write), socket.drainMu,
+//	watch.mu, then one of poller.mu, ledger.mu and Pool.mu
+type watch struct {
+	mu       sync.Mutex
+	interest interest
+	token    uint64        // names the socket to the poller; 0 if it does not know it
+	added    bool          // the descriptor is in the epoll set
+	issued   uint64        // IDs that had been issued at the last tick or reap
+	ready    chan struct{} // closed to have those who wait for data try again; nil if none does
+	deadline time.Time     // of reads
+	known    bool          // deadline was set here; before that only the runtime knows it
+}
+
+// waitsForMemory counts the goroutines that wait for memory to come back from
+// any connection.
+var waitsForMemory atomic.Int32
+
+// awaited reports whether a goroutine waits for a completion of s.
+func (s *socket) awaited() bool { return s.ledger().waited.Load() > 0 || waitsForMemory.Load() > 0 }
+
+// sent reports whether s has made a flagged call since it was last asked.
+// s.watch.mu is held.
+func (s *socket) sent() bool {
+	before := s.watch.issued
+	s.watch.issued = s.ledger().issued()
+	return s.watch.issued != before
+}
+
+// wakeReaders has the goroutines that wait for data try again. w.mu is held.
+func (w *watch) wakeReaders() {
+	if w.ready != nil {
+		close(w.ready)
+		w.ready = nil
+	}
+}
+
+// wake is wakeReaders for those who do not hold the lock.
+func (w *watch) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wakeReaders()
+}
+
+func (w *watch) setDeadline(t time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.deadline, w.known = t, true
+	w.wakeReaders()
+}
+
+func (w *watch) readDeadline() (t time.Time, known bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.deadline, w.known
+}
