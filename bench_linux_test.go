@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -402,3 +403,60 @@ func checkAllReleased(b *testing.B, c net.Conn) {
 		b.Fatalf("after Flush: %d IDs and %d bytes in flight, failed: %v", s.IDsInFlight, s.BytesInFlight, s.ConnectionFailed)
 	}
 }
+
+// BenchmarkBookkeeping is what the library adds to a flagged call: everything
+// but the system calls, with completions that come every reapEvery calls.
+func BenchmarkBookkeeping(b *testing.B) {
+	k := &instantKernel{kernel: system{}}
+	s := &socket{tc: &net.TCPConn{}, raw: k, kernel: k, cfg: (*Config)(nil).withDefaults()}
+	c := &Conn{TCPConn: s.tc, s: s}
+	p, err := Alloc(DefaultThreshold)
+	check(b, err)
+	defer p.Release()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.WritePinned(p); err != nil {
+			b.Fatal(err)
+		}
+	}
+	s.reap()
+	if n := c.Stats().IDsInFlight; n != 0 {
+		b.Fatalf("%d IDs in flight at the end", n)
+	}
+}
+
+// instantKernel queues everything at once, and completes it when the error
+// queue is read.
+type instantKernel struct {
+	kernel
+	sent, completed uint32
+}
+
+func (k *instantKernel) Control(f func(fd uintptr)) error    { f(0); return nil }
+func (k *instantKernel) Read(func(fd uintptr) bool) error    { return nil }
+func (k *instantKernel) Write(f func(fd uintptr) bool) error { f(0); return nil }
+
+func (k *instantKernel) send(_ uintptr, m *message, _ int) (int, error) {
+	k.sent++
+	return m.size, nil
+}
+
+func (k *instantKernel) poll(_ uintptr, p *[1]unix.PollFd) error {
+	p[0].Revents = 0
+	if k.completed < k.sent {
+		p[0].Revents = unix.POLLERR
+	}
+	return nil
+}
+
+func (k *instantKernel) receive(_ uintptr, hdr *unix.Msghdr) (int, error) {
+	m := controlMessage(unix.SOL_IP, unix.IP_RECVERR, extendedErr(0, unix.SO_EE_ORIGIN_ZEROCOPY, 0, k.completed, k.sent-1))
+	k.completed = k.sent
+	hdr.SetControllen(copy(unsafe.Slice(hdr.Control, int(hdr.Controllen)), m))
+	return 0, nil
+}
+
+func (k *instantKernel) join(*socket) error                   { return nil }
+func (k *instantKernel) arm(uintptr, *socket, interest) error { return nil }
+func (k *instantKernel) setDeferred(*socket, bool)            {}
+func (k *instantKernel) remove(uintptr, *socket)              {}
