@@ -15,6 +15,31 @@
 // veth_convert_skb_to_xdp_buff in drivers/net/veth.c). Only the direction from
 // [Link.Sender] to [Link.Receiver] is like this; the other one copies.
 //
+// # Whom the link charges
+//
+// By default the kernel runs veth's receiving end, up to the receiver's socket,
+// inside the sender's system call. A measurement of the sender is then for the
+// most part one of the other host. So [New] gives that end's work to a kernel
+// thread (threaded NAPI, Documentation/networking/napi.rst) on a processor that
+// the sender does not use, and has the sender's acknowledgements handled by the
+// sender's processors (receive packet steering, rps_cpus in
+// Documentation/networking/scaling.rst). The receiving process belongs on the
+// thread's processor, by [Link.StartReceiver], and what sends on the others, by
+// [Link.StartBeside]. What sending costs the host is then what the machine was
+// busy, less what the thread ([Link.ReceivingTime]) and the receiving process
+// used. The processor time of the sending process alone is less: it leaves out
+// what the kernel sends from timers and acknowledgements.
+//
+// With one processor, or where the kernel refuses, the link works inline as by
+// default, and [Link.Inline] says why. [NewInline] asks for that.
+//
+// There is no card on this link, and so neither its driver's work nor that of
+// an IOMMU, nor a card's interrupts. There is no round-trip time, and with it
+// no more data in flight than the receiver is behind. And the processors of one
+// machine may share a cache: bytes that Write has just copied are warm when the
+// receiving end moves them, those sent without a copy are not. A card would not
+// notice, so throughput here says less than processor time does.
+//
 // Everything the package makes is held by file descriptors of this process
 // alone. When the process ends, in whichever way, the kernel removes it all.
 package lab
@@ -26,8 +51,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // requireEnv names the environment variable that, set to 1, makes [ForTest]
@@ -45,16 +73,74 @@ type Link struct {
 
 	// Receiver is the host whose end of the cable runs the XDP program.
 	Receiver *Host
+
+	// inline says why the receiving end works inside the sender's calls. It is
+	// empty if thread works for it.
+	inline string
+
+	// thread is the process ID of the receiving end's kernel thread, 0 on an
+	// inline link.
+	thread int
+
+	// receivingCPUs is the processor of thread, nothing on an inline link.
+	// sendingCPUs are the others that this process may use.
+	receivingCPUs, sendingCPUs []int
 }
 
-// New builds a link and proves, by a transfer over IPv4 and one over IPv6,
-// that the kernel reports no copies on it.
+// New builds a link and proves by a transfer over IPv4 and one over IPv6 that
+// the kernel reports no copies on it, that a thread did the receiving end's
+// work, and that each end's packets were handled by its own processors. If the
+// machine or the kernel does not let the receiving end work apart, the link is
+// as by [NewInline] and [Link.Inline] says why.
 //
 // It needs Linux 5.18 or newer and the capabilities CAP_SYS_ADMIN (network
 // namespaces), CAP_NET_ADMIN (the veth pair) and CAP_BPF (the XDP program).
 // The error says which step failed. On other systems, and where a capability
 // is missing, it matches [errors.ErrUnsupported].
 func New() (*Link, error) { return newLink() }
+
+// NewInline is [New] for a link whose receiving end works inside the sender's
+// system calls, and so at the sender's expense.
+func NewInline() (*Link, error) { return newInlineLink() }
+
+// Inline returns why the receiving end works inside the sender's system calls,
+// and "" if a thread of its own does that work.
+func (l *Link) Inline() string { return l.inline }
+
+// ReceivingTime returns the processor time that the receiving end's thread has
+// used so far, 0 on an inline link. It is exact while the thread waits for
+// frames; while it runs the kernel may be a clock tick behind.
+func (l *Link) ReceivingTime() (time.Duration, error) { return l.receivingTime() }
+
+// ReceivingCPU returns the number of the processor on which the receiving end's
+// thread runs, -1 on an inline link.
+func (l *Link) ReceivingCPU() int {
+	if l.inline != "" {
+		return -1
+	}
+	return l.receivingCPUs[0]
+}
+
+// SendingCPUs returns the numbers of the processors that this process may use,
+// without that of [Link.ReceivingCPU]. Acknowledgements are handled on these.
+func (l *Link) SendingCPUs() []int { return slices.Clone(l.sendingCPUs) }
+
+// StartReceiver starts cmd on the processor of [Link.ReceivingCPU]. On an inline
+// link it just starts it. As [exec.Cmd.Start] does, it starts cmd in the network
+// namespace of the calling thread, so within [Host.Do] inside the host.
+func (l *Link) StartReceiver(cmd *exec.Cmd) error { return l.start(cmd, l.receivingCPUs) }
+
+// StartBeside starts cmd, a sender or what is to compete with one, on the
+// processors of [Link.SendingCPUs], and otherwise as [Link.StartReceiver] does.
+func (l *Link) StartBeside(cmd *exec.Cmd) error { return l.start(cmd, l.sendingCPUs) }
+
+// start starts cmd on cpus, on an inline link wherever the kernel likes.
+func (l *Link) start(cmd *exec.Cmd, cpus []int) error {
+	if l.inline != "" {
+		return cmd.Start()
+	}
+	return startOn(cpus, cmd)
+}
 
 // Close gives up the link. A host on which sockets are still open stays in the
 // kernel until they are closed too; the cable goes as soon as either host does.

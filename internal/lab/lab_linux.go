@@ -41,6 +41,7 @@ type step struct {
 
 // copyingLink builds two hosts and an ordinary cable between them.
 var copyingLink = []step{
+	{"learn which processors this process may use", "sched_getaffinity", (*Link).learnCPUs},
 	{"create the sender's namespace", "CAP_SYS_ADMIN", func(l *Link) error { return l.Sender.create() }},
 	{"create the receiver's namespace", "CAP_SYS_ADMIN", func(l *Link) error { return l.Receiver.create() }},
 	{"create the veth pair", "CAP_NET_ADMIN", (*Link).plugIn},
@@ -53,10 +54,22 @@ var copyingLink = []step{
 // copyFreeLink goes on to what makes the cable copy-free.
 var copyFreeLink = slices.Concat(copyingLink, []step{
 	{"attach the XDP program", "CAP_BPF and CAP_NET_ADMIN", func(l *Link) error { return l.Receiver.Do(attachXDP) }},
+})
+
+// inlineLink goes on to a link that is proven.
+var inlineLink = slices.Concat(copyFreeLink, []step{
 	{"prove that the link does not copy", "CAP_SYS_ADMIN", (*Link).prove},
 })
 
-func newLink() (*Link, error) { return build(copyFreeLink) }
+// apartLink goes on to a link whose receiving end works apart, and is proven.
+var apartLink = slices.Concat(copyFreeLink, []step{
+	{"have the receiving end work apart", "CAP_SYS_ADMIN and CAP_NET_ADMIN", (*Link).workApart},
+	{"prove that the link does not copy and its receiving end works apart", "CAP_SYS_ADMIN", (*Link).prove},
+})
+
+func newLink() (*Link, error) { return build(apartLink) }
+
+func newInlineLink() (*Link, error) { return build(inlineLink) }
 
 // build takes the steps in order, and leaves nothing behind if one fails.
 func build(steps []step) (*Link, error) {
@@ -69,6 +82,7 @@ func build(steps []step) (*Link, error) {
 			ipv4: netip.MustParsePrefix("10.203.0.2/30"),
 			ipv6: netip.MustParsePrefix("fd5a:6370::2/64"),
 		},
+		inline: "nothing else was asked for",
 	}
 	for _, s := range steps {
 		if err := s.run(l); err != nil {

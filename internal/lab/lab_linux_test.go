@@ -51,12 +51,12 @@ func TestLinkDoesNotCopy(t *testing.T) {
 	l := ForTest(t)
 	for _, to := range []netip.Addr{l.Receiver.IPv4(), l.Receiver.IPv6()} {
 		for range 10 {
-			sends, copied, err := l.transfer(to)
+			o, err := l.transfer(to)
 			if err != nil {
 				t.Fatalf("transfer to %v: %v", to, err)
 			}
-			if least := uint32(proofBytes / proofSend); sends < least || copied != 0 {
-				t.Fatalf("transfer to %v: %d sends, %d copied; want at least %d and none", to, sends, copied, least)
+			if least := uint32(proofBytes / proofSend); o.sends < least || o.copied != 0 {
+				t.Fatalf("transfer to %v: %d sends, %d copied; want at least %d and none", to, o.sends, o.copied, least)
 			}
 		}
 	}
@@ -308,8 +308,8 @@ func TestFailedBuildLeavesNothing(t *testing.T) {
 	ForTest(t)
 	before := takeStock(t)
 	want := errors.New("by test")
-	for n := range copyFreeLink {
-		steps := slices.Clone(copyFreeLink[:n+1])
+	for n := range apartLink {
+		steps := slices.Clone(apartLink[:n+1])
 		steps[n].run = func(*Link) error { return want }
 		if l, err := build(steps); l != nil || !errors.Is(err, want) {
 			t.Errorf("step %d failing: %v, %v; want nil, %v", n, l, err, want)
@@ -605,12 +605,13 @@ func childBuild() {
 		os.Exit(1)
 	}
 	for _, to := range []netip.Addr{l.Receiver.IPv4(), l.Receiver.IPv6()} {
-		conn, _, err := l.call(to, time.Now().Add(time.Minute))
+		conns, err := l.connect(to, time.Now().Add(time.Minute))
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
-		go io.Copy(conn, zeros{})
+		conns.discard()
+		go io.Copy(conns.dialed, zeros{})
 	}
 	fmt.Println("ready")
 }

@@ -2,7 +2,9 @@ package lab
 
 // The proof that a link does not copy: a transfer with MSG_ZEROCOPY, and what
 // the kernel reports of it on the socket's error queue
-// (Documentation/networking/msg_zerocopy.rst).
+// (Documentation/networking/msg_zerocopy.rst). The proof that its receiving end
+// works apart: the processor time of that end's thread, and the processors on
+// which each end's last packet was handled.
 
 import (
 	"context"
@@ -13,6 +15,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -25,74 +28,149 @@ const (
 	proofSend  = 64 << 10
 )
 
-// errCopied is the proof's answer on a link that copies.
-var errCopied = errors.New("the kernel copied")
+var (
+	// errCopied is the proof's answer on a link that copies.
+	errCopied = errors.New("the kernel copied")
+
+	// errIdle is its answer where the receiving end's thread did not work.
+	errIdle = errors.New("the receiving end's thread used no processor time")
+
+	// errElsewhere is its answer where packets were handled on a processor on
+	// which they should not be.
+	errElsewhere = errors.New("handled on the wrong processor")
+)
 
 // prove transfers data over IPv4 and over IPv6 and fails unless every send
-// completed, and none of them by a copy.
+// completed, none of them by a copy, and, unless the link is inline, the
+// receiving end worked apart.
 func (l *Link) prove() error {
 	for _, to := range []netip.Addr{l.Receiver.IPv4(), l.Receiver.IPv6()} {
-		sends, copied, err := l.transfer(to)
+		before, err := l.ReceivingTime()
+		if err != nil {
+			return err
+		}
+		o, err := l.transfer(to)
+		if err == nil {
+			err = l.judge(o, before)
+		}
 		if err != nil {
 			return fmt.Errorf("send to %v: %w", to, err)
-		}
-		if copied > 0 {
-			return fmt.Errorf("%w %d of %d sends to %v", errCopied, copied, sends, to)
 		}
 	}
 	return nil
 }
 
-// transfer sends proofBytes from Sender to Receiver at address to. It returns
-// the number of sends and how many of them the kernel copied.
-func (l *Link) transfer(to netip.Addr) (sends, copied uint32, err error) {
-	deadline := time.Now().Add(patience)
-	conn, hangUp, err := l.call(to, deadline)
-	if err != nil {
-		return 0, 0, err
+// judge fails if the outcome of a transfer is not that of the link that l is
+// said to be. Before it the receiving end's thread had used so much time.
+func (l *Link) judge(o outcome, before time.Duration) error {
+	if o.copied > 0 {
+		return fmt.Errorf("%w %d of %d sends", errCopied, o.copied, o.sends)
 	}
-	defer hangUp()
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, 0, err
+	if l.inline != "" {
+		return nil
 	}
-	// On the heap for its size, hence in one place for the kernel to read.
-	sends, err = sendZeroCopy(raw, make([]byte, proofBytes))
-	if err != nil {
-		return sends, 0, err
+	// The thread has gone to sleep at least once, between the packets by which
+	// the connection was made, and its time been brought up to date.
+	if after, err := l.ReceivingTime(); err != nil || after <= before {
+		return errors.Join(errIdle, err)
 	}
-	copied, err = awaitCompletions(raw, sends, deadline)
-	return sends, copied, err
+	if !slices.Contains(l.receivingCPUs, o.dataCPU) {
+		return fmt.Errorf("data were %w: %d, want %v", errElsewhere, o.dataCPU, l.receivingCPUs)
+	}
+	if !slices.Contains(l.sendingCPUs, o.ackCPU) {
+		return fmt.Errorf("acknowledgements were %w: %d, want one of %v", errElsewhere, o.ackCPU, l.sendingCPUs)
+	}
+	return nil
 }
 
-// call connects Sender to a socket of Receiver that reads and discards, until
-// hangUp is called.
-func (l *Link) call(to netip.Addr, deadline time.Time) (conn *net.TCPConn, hangUp func(), err error) {
+// outcome is what is known of a transfer.
+type outcome struct {
+	sends  uint32 // How often was sent.
+	copied uint32 // How many of the sends the kernel copied.
+
+	dataCPU int // The processor that handled the receiver's last packet.
+	ackCPU  int // The processor that handled the sender's last packet.
+}
+
+// transfer sends proofBytes from Sender to Receiver at address to.
+func (l *Link) transfer(to netip.Addr) (o outcome, err error) {
+	deadline := time.Now().Add(patience)
+	conns, err := l.connect(to, deadline)
+	if err != nil {
+		return o, err
+	}
+	hangUp := conns.discard()
+	defer hangUp()
+	raw, err := conns.dialed.SyscallConn()
+	if err != nil {
+		return o, err
+	}
+	// On the heap for its size, hence in one place for the kernel to read.
+	if o.sends, err = sendZeroCopy(raw, make([]byte, proofBytes)); err != nil {
+		return o, err
+	}
+	if o.copied, err = awaitCompletions(raw, o.sends, deadline); err != nil {
+		return o, err
+	}
+	if o.dataCPU, err = socketOption(conns.accepted, unix.SO_INCOMING_CPU); err != nil {
+		return o, err
+	}
+	o.ackCPU, err = socketOption(conns.dialed, unix.SO_INCOMING_CPU)
+	return o, err
+}
+
+// socketOption returns the value of an option of a socket.
+func socketOption(conn *net.TCPConn, option int) (value int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) {
+		value, serr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, option)
+	})
+	return value, errors.Join(err, os.NewSyscallError("getsockopt", serr))
+}
+
+// connection is both ends of a connection from Sender to Receiver.
+type connection struct{ dialed, accepted *net.TCPConn }
+
+// connect connects Sender to a socket of Receiver.
+func (l *Link) connect(to netip.Addr, deadline time.Time) (connection, error) {
 	listener, err := l.Receiver.ListenAddr("tcp", netip.AddrPortFrom(to, 0).String())
 	if err != nil {
-		return nil, nil, err
+		return connection{}, err
 	}
 	defer listener.Close()
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	dialed, err := l.Sender.Dial(ctx, "tcp", listener.Addr().String())
 	if err != nil {
-		return nil, nil, err
+		return connection{}, err
 	}
 	accepted, err := acceptBefore(listener, deadline)
 	if err != nil {
 		dialed.Close()
-		return nil, nil, err
-	}
-	var reader sync.WaitGroup
-	reader.Go(func() { io.Copy(io.Discard, accepted) })
-	hangUp = func() {
-		dialed.Close()
-		accepted.Close()
-		reader.Wait()
+		return connection{}, err
 	}
 	dialed.SetDeadline(deadline)
-	return dialed.(*net.TCPConn), hangUp, nil
+	return connection{dialed.(*net.TCPConn), accepted.(*net.TCPConn)}, nil
+}
+
+// close closes both ends.
+func (c connection) close() {
+	c.dialed.Close()
+	c.accepted.Close()
+}
+
+// discard reads and discards what arrives, until hangUp closes the connection.
+func (c connection) discard() (hangUp func()) {
+	var reader sync.WaitGroup
+	reader.Go(func() { io.Copy(io.Discard, c.accepted) })
+	return func() {
+		c.close()
+		reader.Wait()
+	}
 }
 
 // acceptBefore accepts one connection, in bounded time.
