@@ -47,6 +47,9 @@ type link struct {
 	// receiving tells the processor time of the receiving end's thread. It is nil
 	// if there is none.
 	receiving perf.Clock
+	// sendingCPUs are the processors of the sending host. It is nil if senders may
+	// run anywhere.
+	sendingCPUs []int
 
 	startReceiver startFunc // starts the receiving process
 	startBeside   startFunc // starts what is to compete with the sender
@@ -123,11 +126,11 @@ func labLink(name string, l *lab.Link) *link {
 		startReceiver: l.StartReceiver,
 		startBeside:   l.StartBeside,
 		startSender: func(cmd *exec.Cmd) error {
-			return l.Sender.Do(cmd.Start)
+			return l.Sender.Do(func() error { return l.StartBeside(cmd) })
 		},
 	}
 	if link.inline == "" {
-		link.receiving = l.ReceivingTime
+		link.receiving, link.sendingCPUs = l.ReceivingTime, l.SendingCPUs()
 	}
 	return link
 }

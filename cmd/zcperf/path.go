@@ -100,9 +100,23 @@ func (p *path) close() error {
 	return p.link.close()
 }
 
+// occupy moves this process to the sending host's processors, if the link has
+// two hosts.
+func (p *path) occupy() (restore func(), err error) {
+	if p.sendingCPUs == nil {
+		return func() {}, nil
+	}
+	return perf.RunOn(p.sendingCPUs)
+}
+
 // transfer makes one transfer over a connection of its own.
 func (p *path) transfer(ctx context.Context, m mode, t transfer) (result, error) {
 	t.clocks = p.clocks
+	restore, err := p.occupy()
+	if err != nil {
+		return result{}, err
+	}
+	defer restore()
 	if p.spinner != nil {
 		if err := p.spinner.tell(spinOn); err != nil {
 			return result{}, err
