@@ -1,28 +1,36 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"time"
 
-	"github.com/zcnet-go/zcnet"
 	"github.com/zcnet-go/zcnet/internal/cli"
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // This file is the command bench: which transfers it makes, in which order, and in how much time.
 
-const benchSynopsis = "[-link loopback,lab] [-mode copy,naive,zcnet] [-size 64KiB,1MiB] [-total 1GiB] [-rounds 3] [-region 256MiB] [-budget 25s] [-congestion NAME] [-json]"
+const benchSynopsis = "[-link loopback,lab] [-mode copy,naive,zcnet] [-size 64KiB,1MiB] [-congestion cubic,bbr] [-memory huge] [-read] [-busy] [-total 512MiB] [-rounds 15] [-region 256MiB] [-budget 0] [-json]"
 
 const (
-	defaultTotal       = 1 << 30
+	// defaultTotal is short, for many short rounds that take turns say more than
+	// a few long ones: whatever else the machine does changes from one second to
+	// the next.
+	defaultTotal       = 512 << 20
+	defaultRounds      = 15
 	defaultBenchRegion = 256 << 20
-	defaultRounds      = 3
-	// defaultBudget leaves some of half a minute for what a time limit does not end at once.
-	defaultBudget = 25 * time.Second
+	// briefTotal and briefBudget are for a bench of which nothing was asked for.
+	// The budget leaves some of half a minute for what a time limit does not end
+	// at once.
+	briefTotal  = 256 << 20
+	briefBudget = 25 * time.Second
 	// verifyTotal is how much each combination of link, mode and size sends to be compared byte by byte.
 	verifyTotal = 64 << 20
 	// verifyRegion is how much of the region that goes through: several times, to see the beginning again.
@@ -39,46 +47,67 @@ type benchConfig struct {
 	modes         []mode
 	anyModes      bool // none were asked for: those that cannot be measured here are left out
 	sizes         []size
+	controls      []string // congestion controls; nil for the usual ones
 	total, region size
 	rounds        int
-	congestion    string        // control of all connections; empty for the system's
 	budget        time.Duration // 0 for no limit
+	memory        memoryKind
+	read          bool // the receiver reads what arrives into memory
+	busy          bool // a busy loop runs beside the sender
 	json          bool
 }
 
 func parseBench(args []string) (benchConfig, error) {
 	defaults := benchConfig{
-		modes:  modes(),
+		modes:  usualModes(nil),
 		sizes:  []size{64 << 10, 1 << 20},
 		total:  defaultTotal,
 		rounds: defaultRounds,
-		budget: defaultBudget,
 	}
 	var cfg benchConfig
 	fs := cli.NewFlags("bench")
-	fs.Func("link", "`links` to send over: loopback, lab (default: both if the lab can be built)", many(&cfg.links, named("link", linkKinds())))
-	cfg.addFlags(fs, defaults)
+	fs.Func("link", "`links` to send over: loopback, lab, lab-inline (default: loopback, and lab if it can be built).\nOn lab the receiving end works on a processor of its own, as another host does; on lab-inline\nit works inside the sender's calls, at the sender's expense", many(&cfg.links, named("link", linkKinds())))
+	fs.Func("congestion", "congestion `controls`, such as cubic,bbr (default: the system's, and on the lab's link\ncubic or bbr beside it)", many(&cfg.controls, parseName))
+	cfg.addFlags(fs, defaults, allModes(nil))
+	fs.Func("budget", fmt.Sprintf("`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default no limit, but %v and rounds of %v if nothing is asked for)", briefBudget, size(briefTotal)), one(&cfg.budget, parseBudget))
+	cfg.budget = notGiven
 	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
+	}
+	if isBrief(fs) {
+		defaults.budget, defaults.total = briefBudget, briefTotal
 	}
 	cfg.complete(defaults)
 	return cfg, checkRegion(fs.Name(), cfg.region, slices.Max(cfg.sizes))
 }
 
+// isBrief reports whether the flags ask for nothing that is to be measured.
+func isBrief(fs *flag.FlagSet) bool {
+	brief := true
+	fs.Visit(func(f *flag.Flag) { brief = brief && f.Name == "json" })
+	return brief
+}
+
 // addFlags adds the flags that bench and sweep share. Those that are not given leave cfg as complete expects it.
-func (cfg *benchConfig) addFlags(fs *flag.FlagSet, defaults benchConfig) {
-	cfg.budget = notGiven
-	fs.Func("mode", "`modes` to compare: copy, naive, zcnet (default: all)", many(&cfg.modes, named("mode", defaults.modes)))
+func (cfg *benchConfig) addFlags(fs *flag.FlagSet, defaults benchConfig, modes []mode) {
+	fs.Func("mode", fmt.Sprintf("`modes` to compare: %s (default %s).\n%s", names(modes), names(defaults.modes), modeUsage), many(&cfg.modes, named("mode", modes)))
 	fs.Func("size", fmt.Sprintf("`sizes` of one write (default %s)", listed(defaults.sizes)), many(&cfg.sizes, parseMemorySize))
 	fs.Func("total", fmt.Sprintf("`size` of one transfer (default %v)", defaults.total), one(&cfg.total, parseSize))
 	fs.Func("region", fmt.Sprintf("`size` of the memory to send from (default %v)", size(defaultBenchRegion)), one(&cfg.region, parseMemorySize))
 	fs.Func("rounds", fmt.Sprintf("`number` of transfers of which the median is printed (default %d)", defaults.rounds), one(&cfg.rounds, parseCount))
-	fs.Func("budget", fmt.Sprintf("`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default %v, or no limit with -total or -rounds)", defaults.budget), one(&cfg.budget, parseBudget))
-	fs.StringVar(&cfg.congestion, "congestion", "", congestionUsage)
+	fs.Func("memory", memoryUsage, one(&cfg.memory, named("memory", memoryKinds())))
+	fs.BoolFunc("read", "have the receiver read what arrives into memory, instead of dropping it unread", yes(&cfg.read))
+	fs.BoolFunc("busy", "have a busy loop run beside the sender, on its processor if the link has one", yes(&cfg.busy))
 	fs.BoolFunc("json", "print one JSON object a line", yes(&cfg.json))
 }
 
-const congestionUsage = "congestion control by `name`, such as cubic or bbr (default: the system's)"
+const (
+	modeUsage = "copy is plain Write, which the others are compared with; naive is a MSG_ZEROCOPY loop that reads the\nerror queue after every write, least one that reads it after every 32, the least that Go can do;\nc is a MSG_ZEROCOPY loop in C, c-write plain sends in C, both in a process of their own (they need gcc)"
+
+	memoryUsage = "`kind` of memory to send: huge pages, small pages, or Go's heap (default huge)"
+
+	congestionUsage = "congestion `control`, such as cubic or bbr (default: the system's)"
+)
 
 // notGiven is the budget before a flag has set it: 0 means no limit.
 const notGiven = -1
@@ -87,15 +116,15 @@ const notGiven = -1
 func (cfg *benchConfig) complete(defaults benchConfig) {
 	if cfg.budget == notGiven {
 		cfg.budget = defaults.budget
-		if cfg.total > 0 || cfg.rounds > 0 {
-			cfg.budget = 0
-		}
 	}
 	if cfg.modes == nil {
 		cfg.modes, cfg.anyModes = defaults.modes, true
 	}
 	if cfg.sizes == nil {
 		cfg.sizes = defaults.sizes
+	}
+	if cfg.memory.name == "" {
+		cfg.memory = memoryKinds()[0]
 	}
 	largest := slices.Max(cfg.sizes)
 	if cfg.total == 0 {
@@ -139,9 +168,10 @@ type bench struct {
 	start time.Time
 
 	paths  []*path
-	region zcnet.Pinned
+	region region
 	groups []*group
 
+	others   float64         // share of the processors that others took before it began
 	rounds   int             // completed
 	cutShort bool            // a transfer was
 	told     map[string]bool // what the user was told of modes that cannot be measured
@@ -149,9 +179,10 @@ type bench struct {
 
 // A group is the transfers that are compared with each other.
 type group struct {
-	path  *path
-	size  size
-	cells []*cell // by mode
+	path    *path
+	control string // congestion control; empty for the system's
+	size    size
+	cells   []*cell // by mode
 }
 
 // A cell is one line of the table.
@@ -185,31 +216,54 @@ func (b *bench) run(ctx context.Context) error {
 func (b *bench) prepare(ctx context.Context) (err error) {
 	n := regionFor(b.cfg.region, b.cfg.total, slices.Max(b.cfg.sizes))
 	b.show.begin("filling %v of memory", size(n))
-	b.region, err = newRegion(ctx, n)
+	b.region, err = newRegion(ctx, b.cfg.memory, n)
 	if err != nil {
 		return err
 	}
 	for _, p := range b.paths {
-		for _, n := range b.cfg.sizes {
-			b.groups = append(b.groups, newGroup(p, n, b.cfg.modes))
+		for _, control := range b.controlsOn(p) {
+			for _, n := range b.cfg.sizes {
+				b.groups = append(b.groups, newGroup(p, control, n, b.cfg.modes))
+			}
 		}
 	}
 	return nil
 }
 
-func newGroup(p *path, n size, modes []mode) *group {
-	g := &group{path: p, size: n}
+// controlsOn returns the congestion controls that are measured on a path. If
+// none were asked for, loopback has the system's only, as it differs little
+// there, and so has the way to another machine, which no test should change.
+func (b *bench) controlsOn(p *path) []string {
+	switch {
+	case b.cfg.controls != nil:
+		return b.cfg.controls
+	case p.isRemote() || p.name == "loopback":
+		return []string{""}
+	}
+	return usualControls()
+}
+
+func newGroup(p *path, control string, n size, modes []mode) *group {
+	g := &group{path: p, control: control, size: n}
 	for _, m := range modes {
 		g.cells = append(g.cells, &cell{mode: m})
 	}
 	return g
 }
 
+// String says in words what the group is.
+func (g *group) String() string {
+	if g.control == "" {
+		return fmt.Sprintf("%s, writes of %v", g.path.name, g.size)
+	}
+	return fmt.Sprintf("%s, %s, writes of %v", g.path.name, g.control, g.size)
+}
+
 // openPaths opens the links that were asked for, or those that are possible.
 func (b *bench) openPaths(ctx context.Context) error {
 	links := b.cfg.links
 	if links == nil {
-		links = linkKinds()
+		links = usualLinks()
 	}
 	for _, kind := range links {
 		if ctx.Err() != nil {
@@ -244,12 +298,20 @@ func (b *bench) openPath(kind linkKind) error {
 		b.show.note("the receiver is in the sender's process: %s", cli.OneLine(why))
 	}
 	b.paths = append(b.paths, p)
+	if p.inline != "" {
+		b.show.note("%s is inline, the receiving end works inside the sender's calls: %s", p.name, p.inline)
+	}
+	if b.cfg.busy {
+		return p.keepBusy()
+	}
 	return nil
 }
 
 // close gives up the memory and the links.
 func (b *bench) close() {
-	b.region.Release()
+	if b.region.free != nil {
+		b.region.free()
+	}
 	for _, p := range b.paths {
 		p.close()
 	}
@@ -259,9 +321,9 @@ func (b *bench) close() {
 func (b *bench) verify(ctx context.Context) error {
 	end := b.start.Add(b.cfg.budget / verifyShare)
 	left := len(b.groups) * len(b.cfg.modes)
-	part := b.region.Slice(0, min(b.region.Len(), max(verifyRegion, int(slices.Max(b.cfg.sizes)))))
+	part := b.region.part(min(b.region.Len(), max(verifyRegion, int(slices.Max(b.cfg.sizes)))))
 	for _, g := range b.groups {
-		b.show.begin("checking %s, writes of %v", g.path.name, g.size)
+		b.show.begin("checking %v", g)
 		for _, c := range g.cells {
 			t := newTransfer(part, g.size, min(b.cfg.total, verifyTotal))
 			t.work, t.until = workVerify, b.until(end, left)
@@ -279,6 +341,12 @@ func (b *bench) verify(ctx context.Context) error {
 // measure makes the timed rounds. Each has one transfer of every cell, so that whatever else happens on the machine
 // meanwhile falls on all of them alike.
 func (b *bench) measure(ctx context.Context) error {
+	stop, err := perf.StartIdlers()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	b.others = othersShare()
 	var took time.Duration
 	for round := range b.cfg.rounds {
 		begun := time.Now()
@@ -294,16 +362,36 @@ func (b *bench) measure(ctx context.Context) error {
 	return nil
 }
 
+// othersWindow is how long othersShare looks.
+const othersWindow = 100 * time.Millisecond
+
+// othersShare returns which share of the processors is busy although this
+// program does nothing.
+func othersShare() float64 {
+	var machine perf.SideClock
+	begun := time.Now()
+	before, err := machine.Read()
+	if err != nil {
+		return 0
+	}
+	time.Sleep(othersWindow)
+	after, err := machine.Read()
+	if err != nil {
+		return 0
+	}
+	return after.Sub(before).Machine.Seconds() / (time.Since(begun).Seconds() * float64(runtime.NumCPU()))
+}
+
 // measureRound makes one round. The modes take turns at being the first.
 func (b *bench) measureRound(ctx context.Context, round int) error {
 	end := b.start.Add(b.cfg.budget)
 	left := len(b.groups) * len(b.cfg.modes)
 	for _, g := range b.groups {
-		b.show.begin("round %d of %d: %s, writes of %v", round+1, b.cfg.rounds, g.path.name, g.size)
+		b.show.begin("round %d of %d: %v", round+1, b.cfg.rounds, g)
 		for i := range g.cells {
 			c := g.cells[(i+round)%len(g.cells)]
 			t := newTransfer(b.region, g.size, b.cfg.total)
-			t.work, t.until = workDiscard, b.until(end, left)
+			t.work, t.until = b.cfg.work(), b.until(end, left)
 			left--
 			r, err := b.transfer(ctx, g, c, t)
 			if err != nil {
@@ -311,11 +399,20 @@ func (b *bench) measureRound(ctx context.Context, round int) error {
 			}
 			b.cutShort = b.cutShort || r.CutShort
 			if r.Bytes > 0 {
+				r.round = round
 				c.results = append(c.results, r)
 			}
 		}
 	}
 	return nil
+}
+
+// work returns what the receiver does while it is measured.
+func (cfg benchConfig) work() work {
+	if cfg.read {
+		return workRead
+	}
+	return workDiscard
 }
 
 // until returns when the next of several transfers has to stop, so that all of them have the same time until end.
@@ -327,27 +424,29 @@ func (b *bench) until(end time.Time, transfers int) time.Time {
 	return now.Add(max(end.Sub(now)/time.Duration(transfers), shortestTransfer))
 }
 
-// transfer makes one transfer of a cell. A cell whose mode cannot be measured yields nothing, unless it was asked for.
+// transfer makes one transfer of a cell. A cell whose mode cannot be measured
+// yields nothing, unless it was asked for. One in C yields nothing either way
+// where there is no compiler.
 func (b *bench) transfer(ctx context.Context, g *group, c *cell, t transfer) (result, error) {
 	if c.missing {
 		return result{}, nil
 	}
 	b.show.beginTransfer(c.mode.name, t.total)
-	t.show, t.congestion = b.show, b.cfg.congestion
+	t.show, t.congestion = b.show, g.control
 	r, err := g.path.transfer(ctx, c.mode, t)
 	switch {
 	case ctx.Err() != nil:
 		return result{}, cli.ErrInterrupted
-	case errors.Is(err, errNoMode) && b.cfg.anyModes:
+	case errors.Is(err, perf.ErrNoCompiler), errors.Is(err, errNoMode) && b.cfg.anyModes:
 		c.missing = true
 		b.tellOnce(fmt.Sprintf("without mode %s: %s", c.mode.name, cli.OneLine(err)))
 		return result{}, nil
 	case err != nil:
-		return result{}, fmt.Errorf("%s, mode %s, writes of %v: %w", g.path.name, c.mode.name, g.size, err)
+		return result{}, fmt.Errorf("%v, mode %s: %w", g, c.mode.name, err)
 	case r.Wrong > 0:
-		return result{}, fmt.Errorf("%s, mode %s, writes of %v: the receiver got %v", g.path.name, c.mode.name, g.size, r.answer)
+		return result{}, fmt.Errorf("%v, mode %s: the receiver got %v", g, c.mode.name, r.answer)
 	}
-	r.Link, r.Mode, r.Size = g.path.name, c.mode.name, g.size
+	r.Link, r.Inline, r.Mode, r.Size, r.Busy = g.path.name, g.path.inline, c.mode.name, g.size, b.cfg.busy
 	return r, nil
 }
 
@@ -358,7 +457,8 @@ func (b *bench) tellOnce(text string) {
 	}
 }
 
-// median returns the result in the middle by throughput, the slower of two, and whether there is one.
+// median returns the result in the middle by throughput, the slower of two, with
+// medians of their own for the processor times, and whether there is one.
 func (c *cell) median() (r result, ok bool) {
 	if len(c.results) == 0 {
 		return r, false
@@ -366,15 +466,29 @@ func (c *cell) median() (r result, ok bool) {
 	sorted := slices.SortedFunc(slices.Values(c.results), byThroughput)
 	r = sorted[(len(sorted)-1)/2]
 	r.Rounds, r.Checked = len(sorted), c.checked
+	for _, field := range []func(*result) **float64{sideCPU, procCPU, sysCPU} {
+		*field(&r) = medianOf(c.results, field)
+	}
 	return r, true
 }
 
-func byThroughput(a, b result) int {
-	switch {
-	case a.GBPerS < b.GBPerS:
-		return -1
-	case a.GBPerS > b.GBPerS:
-		return 1
+func sideCPU(r *result) **float64 { return &r.SideCPU }
+func procCPU(r *result) **float64 { return &r.ProcCPU }
+func sysCPU(r *result) **float64  { return &r.SysCPU }
+
+// medianOf returns the median of a field, nil if no result has it.
+func medianOf(results []result, field func(*result) **float64) *float64 {
+	var values []float64
+	for i := range results {
+		if v := *field(&results[i]); v != nil {
+			values = append(values, *v)
+		}
 	}
-	return 0
+	s, ok := spreadOf(values)
+	if !ok {
+		return nil
+	}
+	return &s.median
 }
+
+func byThroughput(a, b result) int { return cmp.Compare(a.GBPerS, b.GBPerS) }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -43,9 +44,34 @@ func control(c net.Conn, f func(fd int)) error {
 
 // congestionControls lists the algorithms that there are.
 func congestionControls() string {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
-	if err != nil {
-		return "those of sysctl net.ipv4.tcp_available_congestion_control"
+	if names := tcpSysctl("available_congestion_control"); names != nil {
+		return strings.Join(names, ", ")
 	}
-	return strings.Join(strings.Fields(string(b)), ", ")
+	return "those of sysctl net.ipv4.tcp_available_congestion_control"
+}
+
+// usualControls returns the system's control, and CUBIC or BBR beside it where
+// there is one that is not the system's: senders cost very differently under
+// these two.
+func usualControls() []string {
+	system := tcpSysctl("congestion_control")
+	if len(system) != 1 {
+		return []string{""}
+	}
+	available := tcpSysctl("available_congestion_control")
+	for _, name := range []string{"cubic", "bbr"} {
+		if name != system[0] && slices.Contains(available, name) {
+			return append(system, name)
+		}
+	}
+	return system
+}
+
+// tcpSysctl returns the words of a setting of TCP, nil if there is no such one.
+func tcpSysctl(name string) []string {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_" + name)
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(b))
 }

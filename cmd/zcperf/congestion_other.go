@@ -13,3 +13,5 @@ func setCongestion(net.Conn, string) error {
 }
 
 func congestion(net.Conn) string { return "" }
+
+func usualControls() []string { return []string{""} }

@@ -7,54 +7,74 @@ import (
 	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
-// This file reads the clocks: of the wall, and of the processor time of this process, of the receiver's and of the whole
-// system.
+// This file reads the clocks: of the wall, and of the processor time of this
+// process, of the whole machine and of the sender's side of a link.
 
-// A reading is what the clocks say at one moment. A clock that this system does not have is nil.
-type reading struct {
-	wall     time.Time
-	process  *time.Duration // processor time of this process, in user and kernel mode
-	receiver *time.Duration // so too, if that is another process of this machine
-	system   *time.Duration // processor time of all processors that was not idle
-	mallocs  uint64         // heap objects allocated by this process
+// clocks are what a transfer is measured by.
+type clocks struct {
+	machine *perf.SideClock
+	// apart tells whether the receiving end's work can be told from the sender's:
+	// only then is there a time of the sender's side.
+	apart bool
 }
 
-// startClocks reads the clocks before what they are to measure, the wall last.
-func startClocks(receiver clock) reading {
+// clocksApart are for a link both of whose ends are on this machine. The clocks
+// of what is not the sender's are given.
+func clocksApart(apart []perf.Clock) clocks {
+	return clocks{machine: &perf.SideClock{Apart: apart}, apart: true}
+}
+
+// clocksTogether are for all others.
+func clocksTogether() clocks { return clocks{machine: &perf.SideClock{}} }
+
+// setApart adds a clock of what is not the sender's.
+func (c clocks) setApart(clock perf.Clock) { c.machine.Apart = append(c.machine.Apart, clock) }
+
+// A reading is what the clocks say at one moment. A clock that this system does
+// not have is nil.
+type reading struct {
+	wall    time.Time
+	process *time.Duration // processor time of this process, in user and kernel mode
+	system  *time.Duration // processor time of all processors that was not idle
+	side    *time.Duration // processor time of the sender's side
+	mallocs uint64         // heap objects allocated by this process
+}
+
+// start reads the clocks before what they are to measure, the wall last.
+func (c clocks) start() reading {
 	r := reading{mallocs: mallocs()}
-	r.readProcessors(receiver)
+	c.readMachine(&r)
+	r.process = processTime()
 	r.wall = time.Now()
 	return r
 }
 
-// stopClocks reads the clocks after what they are to measure, the wall first.
-func stopClocks(receiver clock) reading {
-	r := reading{wall: time.Now()}
-	r.readProcessors(receiver)
+// stop reads the clocks after what they are to measure, the wall first.
+func (c clocks) stop() reading {
+	r := reading{wall: time.Now(), process: processTime()}
+	c.readMachine(&r)
 	r.mallocs = mallocs()
 	return r
 }
 
-// A clock tells a processor time. A nil one is of something of which nothing is known.
-type clock func() (time.Duration, error)
-
-// ownClock is that of a receiver whose time need not be told apart: it is this process's, or another machine's.
-func ownClock() (time.Duration, error) { return 0, nil }
-
-func (r *reading) readProcessors(receiver clock) {
-	r.process, r.receiver, r.system = read(perf.ProcessTime), read(receiver), read(perf.SystemTime)
+func (c clocks) readMachine(r *reading) {
+	t, err := c.machine.Read()
+	if err != nil {
+		return
+	}
+	r.system = &t.Machine
+	if c.apart {
+		r.side = &t.Side
+	}
 }
 
-// read returns nil if the clock does not tell.
-func read(c clock) *time.Duration {
-	if c == nil {
-		return nil
-	}
-	d, err := c()
+// processTime returns nil if this system does not tell.
+func processTime() *time.Duration {
+	t, err := perf.ProcessTime()
 	if err != nil {
 		return nil
 	}
-	return &d
+	return &t
 }
 
 func mallocs() uint64 {
@@ -63,7 +83,8 @@ func mallocs() uint64 {
 	return m.Mallocs
 }
 
-// perGB returns processor seconds per 10^9 bytes, or nil where there is no such clock.
+// perGB returns processor seconds per 10^9 bytes, or nil where there is no such
+// clock.
 func perGB(from, to *time.Duration, bytes int64) *float64 {
 	if from == nil || to == nil || bytes == 0 {
 		return nil

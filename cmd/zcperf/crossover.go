@@ -8,42 +8,26 @@ import (
 
 // This file decides from which size of write on zero-copy pays.
 
-// levelWithin is the difference of throughput, as a share, that may be all noise.
-const levelWithin = 0.03
+// A point is how zcnet compares with plain Write at one size of write.
+type point row
 
-// A point is what plain Write and zcnet have come to at one size of write.
-type point struct {
-	size       size
-	copied, zc result
-}
-
-// pays reports whether sending without a copy is worth it: it is faster, or as fast and takes less processor time.
-// Where noise may be all the difference in throughput, as on a link that is the limit, a throughput that is not lower
-// does as well, unless it takes clearly more processor time. What was copied after all is no gain of zero-copy.
+// pays reports whether sending without a copy is worth it: whether the sender's
+// side takes less processor time for it. Where that is not known, the process's
+// time decides, and where that is not known or level, throughput. What was
+// copied after all is no gain of zero-copy.
 func (p point) pays() bool {
-	if p.zc.share() < 0.5 {
+	if p.share() < 0.5 {
 		return false
 	}
-	rate := p.zc.GBPerS / p.copied.GBPerS
-	cost, known := p.cost()
-	switch {
-	case rate > 1+levelWithin:
-		return true
-	case rate < 1-levelWithin:
-		return false
-	case !known:
-		return rate >= 1
+	cost, known := p.side()
+	if !known {
+		cost, known = p.proc()
 	}
-	return cost < 1 || rate >= 1 && cost <= 1+levelWithin
-}
-
-// cost returns zcnet's processor time per byte as a multiple of plain Write's, and whether it is known.
-func (p point) cost() (ratio float64, known bool) {
-	zc, copied := p.zc.ProcCPU, p.copied.ProcCPU
-	if zc == nil || copied == nil || *copied == 0 {
-		return 0, false
+	if known && !cost.isLevel() {
+		return cost.median < 1
 	}
-	return *zc / *copied, true
+	throughput, known := p.throughput()
+	return known && !throughput.isLevel() && throughput.median > 1
 }
 
 // crossover returns the smallest size from which on zero-copy pays at every size, and whether there is one. The points
@@ -53,7 +37,7 @@ func crossover(points []point) (from size, ok bool) {
 		if !p.pays() {
 			break
 		}
-		from, ok = p.size, true
+		from, ok = p.Size, true
 	}
 	return from, ok
 }
@@ -66,15 +50,15 @@ func verdict(points []point) string {
 	var paying []string
 	for _, p := range points {
 		if p.pays() {
-			paying = append(paying, p.size.String())
+			paying = append(paying, p.Size.String())
 		}
 	}
 	last := points[len(points)-1]
 	switch {
 	case len(paying) > 0:
-		return fmt.Sprintf("Threshold: none: zero-copy pays here at %s, but not at %v.", strings.Join(paying, ", "), last.size)
-	case last.zc.whyCopied != "":
-		return fmt.Sprintf("Threshold: none: zero-copy never pays here: %s.", last.zc.whyCopied)
+		return fmt.Sprintf("Threshold: none: zero-copy pays here at %s, but not at %v.", strings.Join(paying, ", "), last.Size)
+	case last.whyCopied != "":
+		return fmt.Sprintf("Threshold: none: zero-copy never pays here: %s.", last.whyCopied)
 	}
 	return "Threshold: none: zero-copy never pays here."
 }

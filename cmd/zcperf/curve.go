@@ -16,51 +16,75 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// This file draws throughput over size of write, one line for each mode, as SVG.
+// This file draws what a sweep has come to over the size of a write, as SVG: the
+// processor time of the sender's side in one panel, and throughput below it,
+// with one line for each mode.
 
 const (
 	curveWidth  = 8 * vg.Inch
-	curveHeight = 5 * vg.Inch
+	panelHeight = 4 * vg.Inch
 	curveMargin = 12 // points
-	// headroom is the height of the picture as a multiple of the highest line's: the legend has the rest.
+	panelGap    = 18 // points
+	// headroom is the height of a panel as a multiple of the highest line's: the legend has the rest.
 	headroom = 1.3
 	// mostSizeLabels is how many sizes fit below the axis.
 	mostSizeLabels = 8
-	// mostRateSteps is how many steps the other axis has at most, up to the highest line.
-	mostRateSteps = 6
+	// mostSteps is how many steps the other axis has at most, up to the highest line.
+	mostSteps = 6
 )
 
-// A curve is the picture of a sweep.
-type curve struct {
-	title string
-	lines []line
+// curves are the picture of a sweep, its panels from top to bottom.
+type curves []*panel
+
+// A panel shows one quantity.
+type panel struct {
+	title, unit string
+	lines       []line
 }
 
 // A line is one mode's part of it.
 type line struct {
 	mode   string
-	points plotter.XYs // X is the logarithm to base 2 of a size, Y is GB/s
+	points plotter.XYs // X is the logarithm to base 2 of a size
 }
 
-// newCurve returns the picture of rows, which are in the order of their sizes.
-func newCurve(title string, rows []row) *curve {
-	c := &curve{title: title}
-	for _, r := range rows {
-		l := c.line(r.Mode)
-		l.points = append(l.points, plotter.XY{X: math.Log2(float64(r.Size)), Y: r.GBPerS})
+// newCurves returns the picture of rows, which are in the order of their sizes.
+// A quantity that is not known of all of them has no panel; where the side's
+// time is not, the process's stands for it.
+func newCurves(where string, rows []row) (c curves) {
+	cpu := newPanel("Processor time of the sender's side by size of write, "+where, "s/GB", rows, func(r row) *float64 { return r.SideCPU })
+	if cpu == nil {
+		cpu = newPanel("Processor time of the sending process by size of write, "+where, "s/GB", rows, func(r row) *float64 { return r.ProcCPU })
 	}
-	return c
+	if cpu != nil {
+		c = append(c, cpu)
+	}
+	return append(c, newPanel("Throughput by size of write, "+where, "GB/s", rows, func(r row) *float64 { return &r.GBPerS }))
+}
+
+// newPanel returns the panel of a quantity, nil if it is not known of all rows.
+func newPanel(title, unit string, rows []row, quantity func(row) *float64) *panel {
+	p := &panel{title: title, unit: unit}
+	for _, r := range rows {
+		y := quantity(r)
+		if y == nil {
+			return nil
+		}
+		l := p.line(r.Mode)
+		l.points = append(l.points, plotter.XY{X: math.Log2(float64(r.Size)), Y: max(*y, 0)})
+	}
+	return p
 }
 
 // line returns the line of a mode.
-func (c *curve) line(mode string) *line {
-	for i := range c.lines {
-		if c.lines[i].mode == mode {
-			return &c.lines[i]
+func (p *panel) line(mode string) *line {
+	for i := range p.lines {
+		if p.lines[i].mode == mode {
+			return &p.lines[i]
 		}
 	}
-	c.lines = append(c.lines, line{mode: mode})
-	return &c.lines[len(c.lines)-1]
+	p.lines = append(p.lines, line{mode: mode})
+	return &p.lines[len(p.lines)-1]
 }
 
 // A look is how a mode's line is drawn and what the legend calls it. The colours can be told apart by people who are
@@ -75,39 +99,58 @@ type look struct {
 
 func lookOf(mode string) look {
 	switch mode {
-	case "copy":
+	case modeCopy:
 		return look{"copy: plain Write", color.RGBA{R: 0x55, G: 0x55, B: 0x55, A: 0xff}, 1.5, []vg.Length{7, 4}, draw.BoxGlyph{}}
 	case "naive":
 		return look{"naive: MSG_ZEROCOPY loop", color.RGBA{R: 0xd5, G: 0x5e, A: 0xff}, 1.5, []vg.Length{2, 3}, draw.PyramidGlyph{}}
+	case "least":
+		return look{"least: the error queue read every 32 calls", color.RGBA{R: 0xe6, G: 0x9f, A: 0xff}, 1.5, []vg.Length{10, 3, 2, 3}, draw.RingGlyph{}}
+	case "c":
+		return look{"c: MSG_ZEROCOPY loop in C", color.RGBA{G: 0x9e, B: 0x73, A: 0xff}, 1.5, []vg.Length{5, 2}, draw.CrossGlyph{}}
+	case "c-write":
+		return look{"c-write: plain sends in C", color.RGBA{R: 0xcc, G: 0x79, B: 0xa7, A: 0xff}, 1.5, []vg.Length{1, 2}, draw.PlusGlyph{}}
 	}
 	return look{mode, color.RGBA{G: 0x72, B: 0xb2, A: 0xff}, 2.25, nil, draw.CircleGlyph{}}
 }
 
 // svg draws the picture.
-func (c *curve) svg() ([]byte, error) {
-	p := plot.New()
-	setFonts(p)
-	p.Title.Text = c.title
-	p.Title.Padding = 12
-	p.X.Label.Text = "size of one write"
-	p.X.Label.Padding = 6
-	p.Y.Label.Text = "GB/s"
-	p.Y.Label.Padding = 6
-	p.Legend.Top, p.Legend.Left = true, true
-	p.Legend.XOffs, p.Legend.YOffs = 10, -4
-	p.Legend.ThumbnailWidth = 36
-	p.Legend.Padding = 3
-	p.Legend.YPosition = draw.PosCenter
+func (c curves) svg() ([]byte, error) {
+	var plots [][]*plot.Plot
+	for _, panel := range c {
+		p, err := panel.plot()
+		if err != nil {
+			return nil, err
+		}
+		plots = append(plots, []*plot.Plot{p})
+	}
+	return render(plots)
+}
+
+// plot lays the panel out.
+func (p *panel) plot() (*plot.Plot, error) {
+	out := plot.New()
+	setFonts(out)
+	out.Title.Text = p.title
+	out.Title.Padding = 12
+	out.X.Label.Text = "size of one write"
+	out.X.Label.Padding = 6
+	out.Y.Label.Text = p.unit
+	out.Y.Label.Padding = 6
+	out.Legend.Top = true
+	out.Legend.XOffs, out.Legend.YOffs = -10, -4
+	out.Legend.ThumbnailWidth = 36
+	out.Legend.Padding = 3
+	out.Legend.YPosition = draw.PosCenter
 	grid := plotter.NewGrid()
 	grid.Horizontal.Color, grid.Vertical.Color = color.Gray{Y: 0xd4}, nil
-	p.Add(grid)
-	for _, l := range c.lines {
-		if err := l.addTo(p); err != nil {
+	out.Add(grid)
+	for _, l := range p.lines {
+		if err := l.addTo(out); err != nil {
 			return nil, fmt.Errorf("draw mode %s: %w", l.mode, err)
 		}
 	}
-	c.setRanges(p)
-	return render(p)
+	setRanges(out)
+	return out, nil
 }
 
 // addTo adds the line to a plot and its legend.
@@ -125,14 +168,17 @@ func (l line) addTo(p *plot.Plot) error {
 }
 
 // setRanges lets the axes cover all lines: Y from 0, X from one power of two to another.
-func (c *curve) setRanges(p *plot.Plot) {
+func setRanges(p *plot.Plot) {
 	p.X.Min, p.X.Max = math.Floor(p.X.Min), math.Ceil(p.X.Max)
 	if p.X.Min == p.X.Max {
 		p.X.Min--
 		p.X.Max++
 	}
 	p.X.Tick.Marker = plot.TickerFunc(sizeTicks)
-	p.Y.Tick.Marker = rateTicks(p.Y.Max)
+	if p.Y.Max <= 0 { // the clocks have seen nothing
+		p.Y.Max = 1
+	}
+	p.Y.Tick.Marker = stepTicks(p.Y.Max)
 	p.Y.Min, p.Y.Max = 0, p.Y.Max*headroom
 }
 
@@ -152,8 +198,8 @@ func sizeTicks(least, most float64) (ticks []plot.Tick) {
 	return ticks
 }
 
-// rateTicks labels steps of 1, 2 or 5 times a power of ten, from 0 to the highest point, and none beside the legend.
-func rateTicks(highest float64) plot.ConstantTicks {
+// stepTicks labels steps of 1, 2 or 5 times a power of ten, from 0 to the highest point, and none beside the legend.
+func stepTicks(highest float64) plot.ConstantTicks {
 	magnitude := int(math.Floor(math.Log10(highest)))
 	var step float64
 	var digits int // behind the point
@@ -162,7 +208,7 @@ func rateTicks(highest float64) plot.ConstantTicks {
 		digits int
 	}{{0.2, 1}, {0.5, 1}, {1, 0}, {2, 0}} {
 		step, digits = try.factor*math.Pow10(magnitude), max(try.digits-magnitude, 0)
-		if highest/step <= mostRateSteps {
+		if highest/step <= mostSteps {
 			break
 		}
 	}
@@ -188,13 +234,19 @@ func setFonts(p *plot.Plot) {
 	}
 }
 
-// render returns a plot as SVG.
-func render(p *plot.Plot) ([]byte, error) {
-	canvas := vgsvg.New(curveWidth, curveHeight)
+// render returns plots as SVG, below one another, their axes aligned.
+func render(plots [][]*plot.Plot) ([]byte, error) {
+	canvas := vgsvg.New(curveWidth, panelHeight*vg.Length(len(plots)))
 	area := draw.New(canvas)
 	area.SetColor(color.White)
 	area.Fill(area.Path())
-	p.Draw(draw.Crop(area, curveMargin, -curveMargin, curveMargin, -curveMargin))
+	tiles := draw.Tiles{
+		Rows: len(plots), Cols: 1, PadY: panelGap,
+		PadTop: curveMargin, PadBottom: curveMargin, PadLeft: curveMargin, PadRight: curveMargin,
+	}
+	for i, row := range plot.Align(plots, tiles, area) {
+		plots[i][0].Draw(row[0])
+	}
 	var b bytes.Buffer
 	if _, err := canvas.WriteTo(&b); err != nil {
 		return nil, err

@@ -69,6 +69,23 @@ func yes(dst *bool) func(string) error {
 	}
 }
 
+// names lists things by their names.
+func names[T interface{ String() string }](all []T) string {
+	var names []string
+	for _, v := range all {
+		names = append(names, v.String())
+	}
+	return strings.Join(names, ",")
+}
+
+// parseName parses a name that the system may know.
+func parseName(s string) (string, error) {
+	if s == "" || strings.ContainsAny(s, " \t/") {
+		return "", fmt.Errorf("%q is not a name", s)
+	}
+	return s, nil
+}
+
 // parseCount parses a number of rounds.
 func parseCount(s string) (int, error) {
 	n, err := strconv.Atoi(s)

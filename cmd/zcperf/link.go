@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os/exec"
 	"time"
 
 	"github.com/zcnet-go/zcnet/internal/lab"
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // This file is about the links over which bench and sweep send.
@@ -22,8 +24,13 @@ type linkKind struct {
 
 func (k linkKind) String() string { return k.name }
 
-// linkKinds returns all links, in the order in which they are measured.
+// linkKinds returns all links.
 func linkKinds() []linkKind {
+	return append(usualLinks(), linkKind{"lab-inline", openInlineLab})
+}
+
+// usualLinks returns those that are measured if none is asked for, in order.
+func usualLinks() []linkKind {
 	return []linkKind{{"loopback", openLoopback}, {"lab", openLab}}
 }
 
@@ -33,11 +40,43 @@ type link struct {
 	listen func() (net.Listener, error) // nil if the receiver is elsewhere
 	dial   func(ctx context.Context, addr string) (net.Conn, error)
 	close  func() error
+
+	// inline says why the receiving end works inside the sender's calls although
+	// the link is meant to be two hosts. It is empty if it does not.
+	inline string
+	// receiving tells the processor time of the receiving end's thread. It is nil
+	// if there is none.
+	receiving perf.Clock
+	// sendingCPUs are the processors of the sending host. It is nil if senders may
+	// run anywhere.
+	sendingCPUs []int
+
+	startReceiver startFunc // starts the receiving process
+	startBeside   startFunc // starts what is to compete with the sender
+	startSender   startFunc // starts a sending process
 }
 
-// openLoopback returns the way over the loopback device, on which the kernel always copies.
+// A startFunc starts a process that belongs to one of a link's hosts.
+type startFunc func(*exec.Cmd) error
+
+// localLink returns a way between processes that need no host of their own.
+func localLink(name string) *link {
+	return &link{
+		name:          name,
+		dial:          dialTCP,
+		close:         func() error { return nil },
+		startReceiver: (*exec.Cmd).Start,
+		startBeside:   (*exec.Cmd).Start,
+		startSender:   (*exec.Cmd).Start,
+	}
+}
+
+// openLoopback returns the way over the loopback device, on which the kernel
+// always copies.
 func openLoopback() (*link, error) {
-	return &link{name: "loopback", listen: listenLoopback, dial: dialTCP, close: func() error { return nil }}, nil
+	l := localLink("loopback")
+	l.listen = listenLoopback
+	return l, nil
 }
 
 // listenLoopback listens on IPv4, or on IPv6 where there is no other.
@@ -59,12 +98,21 @@ func openLab() (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	return labLink(l), nil
+	return labLink("lab", l), nil
 }
 
-func labLink(l *lab.Link) *link {
-	return &link{
-		name: "lab",
+// openInlineLab builds the same with the receiving end at the sender's expense.
+func openInlineLab() (*link, error) {
+	l, err := lab.NewInline()
+	if err != nil {
+		return nil, err
+	}
+	return labLink("lab-inline", l), nil
+}
+
+func labLink(name string, l *lab.Link) *link {
+	link := &link{
+		name: name,
 		listen: func() (net.Listener, error) {
 			return l.Receiver.ListenAddr("tcp", net.JoinHostPort(l.Receiver.IPv4().String(), "0"))
 		},
@@ -73,8 +121,18 @@ func labLink(l *lab.Link) *link {
 			defer cancel()
 			return l.Sender.Dial(ctx, "tcp", addr)
 		},
-		close: l.Close,
+		close:         l.Close,
+		inline:        l.Inline(),
+		startReceiver: l.StartReceiver,
+		startBeside:   l.StartBeside,
+		startSender: func(cmd *exec.Cmd) error {
+			return l.Sender.Do(func() error { return l.StartBeside(cmd) })
+		},
 	}
+	if link.inline == "" {
+		link.receiving, link.sendingCPUs = l.ReceivingTime, l.SendingCPUs()
+	}
+	return link
 }
 
 // listenTCP listens for plain TCP: Go's listeners speak Multipath TCP by default, which has no MSG_ZEROCOPY.

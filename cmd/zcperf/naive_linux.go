@@ -8,11 +8,14 @@ import (
 	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
-// naiveSender is mode naive. Package zcnet has no part in it but the memory.
+// naiveSender is the modes naive and least. Package zcnet has no part in it but
+// the memory.
 type naiveSender struct{ *perf.Naive }
 
-func openNaive(c *net.TCPConn) (sender, error) {
-	s, err := perf.OpenNaive(c)
+func openNaive(c *net.TCPConn) (sender, error) { return naiveOf(perf.OpenNaive(c)) }
+func openLeast(c *net.TCPConn) (sender, error) { return naiveOf(perf.OpenLeast(c)) }
+
+func naiveOf(s *perf.Naive, err error) (sender, error) {
 	if err != nil {
 		return nil, err
 	}

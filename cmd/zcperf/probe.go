@@ -62,12 +62,12 @@ func probeLoopback(ctx context.Context) (report zcnet.Report, err error) {
 	}
 	p := newPath(l, listener, &receiver{})
 	defer p.close()
-	region, err := newRegion(ctx, probeTotal)
+	region, err := newRegion(ctx, memoryKinds()[0], probeTotal)
 	if err != nil {
 		return report, err
 	}
-	defer region.Release()
-	probed := mode{"zcnet", func(c *net.TCPConn) (sender, error) {
+	defer region.free()
+	probed := mode{name: modeZcnet, open: func(c *net.TCPConn) (sender, error) {
 		s, err := openZcnet(c, nil)
 		return probedSender{s, &report}, err
 	}}

@@ -4,41 +4,98 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
 )
 
-// This file prints results: as JSON, or as a table and what it means.
+// This file prints results: as JSON, or as tables and what they mean.
 
 // report prints what there is of the results, which may be nothing.
 func (b *bench) report(stdout, stderr io.Writer) error {
+	return b.reportWith(stdout, stderr, checks(b.rows()))
+}
+
+// reportWith is report with more lines at the end.
+func (b *bench) reportWith(stdout, stderr io.Writer, last []string) error {
 	rows := b.rows()
 	switch {
 	case len(rows) == 0:
 		return nil
 	case b.cfg.json:
-		for _, line := range b.shortfalls() {
+		for _, line := range append(b.shortfalls(), last...) {
 			fmt.Fprintln(stderr, line)
 		}
 		return printJSON(stdout, rows)
 	}
 	var text strings.Builder
-	printTable(&text, rows)
-	fmt.Fprintln(&text)
-	for _, line := range slices.Concat(b.meanings(), checks(rows), b.shortfalls(), disturbance(rows)) {
+	for _, p := range b.paths {
+		b.reportPath(&text, p)
+	}
+	for _, line := range slices.Concat([]string{legend}, b.shortfalls(), b.disturbance(), last) {
 		fmt.Fprintln(&text, line)
 	}
 	_, err := io.WriteString(stdout, text.String())
 	return err
 }
 
+const legend = "Ratios are to copy, plain Write: the median of the rounds' own ratios, and in brackets their quartiles. Level means\n" +
+	"that 1 is between the quartiles. CPU is processor time per byte, of the sender's side and of the sending process."
+
+// reportPath prints what was measured on a path.
+func (b *bench) reportPath(w io.Writer, p *path) {
+	var rows []row
+	for _, g := range b.groups {
+		if g.path == p {
+			rows = append(rows, g.rows()...)
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "%s%s\n\n", p.setting(), b.circumstances())
+	printTable(w, rows)
+	fmt.Fprintln(w)
+	printPeers(w, rows)
+	for _, line := range meanings(rows) {
+		fmt.Fprintln(w, line)
+	}
+	fmt.Fprintln(w)
+}
+
+// setting says in a sentence who is charged for what on a path.
+func (p *path) setting() string {
+	switch {
+	case p.isRemote():
+		return capitalized(p.where()) + ": the receiving end is somewhere else, so that the sender's side cannot be told apart: the process's CPU stands for it."
+	case p.inline != "":
+		return fmt.Sprintf("On %s the receiving end works INLINE, inside the sender's calls (%s): the sender pays for most of the other host's work.", p.name, p.inline)
+	case p.receiving == nil:
+		return fmt.Sprintf("On %s the kernel copies whatever is sent, and some of its work for the receiving end is charged to the sender.", p.name)
+	}
+	return fmt.Sprintf("On %s the receiving end works on a processor of its own, as another host does: the side's CPU is what the sending host pays.", p.name)
+}
+
+// circumstances says what is unusual about the measurement.
+func (b *bench) circumstances() string {
+	var s strings.Builder
+	if b.cfg.memory.name != "" && b.cfg.memory.name != memoryKinds()[0].name {
+		fmt.Fprintf(&s, " The memory is of the kind %s.", b.cfg.memory)
+	}
+	if b.cfg.busy {
+		s.WriteString(" A busy loop runs beside the sender; its time is not counted.")
+	}
+	if b.cfg.read {
+		s.WriteString(" The receiver reads what arrives.")
+	}
+	return s.String()
+}
+
 // printJSON prints one object a line.
 func printJSON(w io.Writer, rows []row) error {
 	enc := json.NewEncoder(w)
 	for _, r := range rows {
-		if err := enc.Encode(r.result); err != nil {
+		if err := enc.Encode(r); err != nil {
 			return err
 		}
 	}
@@ -48,8 +105,8 @@ func printJSON(w io.Writer, rows []row) error {
 // A row is one line of the table.
 type row struct {
 	result
-	lowest, highest float64 // GB/s of the rounds
-	ofCopy          float64 // GB/s as a multiple of mode copy's; 0 if that is not known
+	comparison                       // to mode copy
+	Peers      map[string]comparison `json:"zcnet_to,omitempty"` // of mode zcnet to the modes that flag without any layer
 }
 
 // rows returns the cells that have a result.
@@ -61,53 +118,88 @@ func (b *bench) rows() (rows []row) {
 }
 
 func (g *group) rows() (rows []row) {
-	var copied float64
+	var base []result
+	for _, c := range g.cells {
+		if c.mode.name == modeCopy {
+			base = c.results
+		}
+	}
 	for _, c := range g.cells {
 		r, ok := c.median()
 		if !ok {
 			continue
 		}
-		if c.mode.name == "copy" {
-			copied = r.GBPerS
+		line := row{result: r, comparison: compare(c.results, base)}
+		if c.mode.name == modeZcnet {
+			line.Peers = g.peers(c)
 		}
-		rows = append(rows, row{
-			result:  r,
-			lowest:  slices.MinFunc(c.results, byThroughput).GBPerS,
-			highest: slices.MaxFunc(c.results, byThroughput).GBPerS,
-		})
-	}
-	for i := range rows {
-		if copied > 0 {
-			rows[i].ofCopy = rows[i].GBPerS / copied
-		}
+		rows = append(rows, line)
 	}
 	return rows
 }
 
-// printTable prints rows for people. Figures have the same width in each row, for tabwriter aligns all columns to the
-// same side.
+// peers compares zcnet with the modes that are not copy.
+func (g *group) peers(zc *cell) map[string]comparison {
+	peers := make(map[string]comparison)
+	for _, c := range g.cells {
+		if c != zc && c.mode.name != modeCopy && len(c.results) > 0 {
+			peers[c.mode.name] = compare(zc.results, c.results)
+		}
+	}
+	return peers
+}
+
+// printTable prints rows of one path for people. Figures have the same width in each row, for tabwriter aligns all
+// columns to the same side.
 func printTable(w io.Writer, rows []row) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "link\twrites of\tmode\tGB/s\tlowest to highest\tof copy\tsender's CPU/GB\tsystem CPU/GB\tuncopied")
+	fmt.Fprintln(t, "control\twrites of\tmode\tside's CPU\tprocess's CPU\tthroughput\tside s/GB\tprocess s/GB\tGB/s\tuncopied")
 	for _, r := range rows {
-		fmt.Fprintf(t, "%s\t%v\t%s\t%5.2f\t%5.2f to %5.2f\t%s\t%s\t%s\t%8s\n", r.Link, r.Size, r.Mode,
-			r.GBPerS, r.lowest, r.highest, times(r.ofCopy), cpu(r.ProcCPU), cpu(r.SysCPU), r.uncopied())
+		fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\t%s\t%s\t%5.2f\t%8s\n", r.control(), r.Size, r.Mode,
+			ratioText(r.side()), ratioText(r.proc()), ratioText(r.throughput()), cpu(r.SideCPU), cpu(r.ProcCPU), r.GBPerS, r.uncopied())
 	}
 	t.Flush()
 }
 
-func times(ratio float64) string {
-	if ratio == 0 {
-		return "    -"
+// printPeers prints how zcnet compares with modes that were asked for beside the usual ones.
+func printPeers(w io.Writer, rows []row) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "control\twrites of\tzcnet to\tside's CPU\tprocess's CPU\tthroughput")
+	some := false
+	for _, r := range rows {
+		for _, m := range allModes(nil) {
+			if c, ok := r.Peers[m.name]; ok {
+				fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%s\t%s\n", r.control(), r.Size, m.name, ratioText(c.side()), ratioText(c.proc()), ratioText(c.throughput()))
+				some = some || m.name != "naive"
+			}
+		}
 	}
-	return fmt.Sprintf("%5.2fx", ratio)
+	if some {
+		t.Flush()
+		fmt.Fprintln(w)
+	}
+}
+
+// control returns the name of the congestion control.
+func (r result) control() string {
+	if r.Control == "" {
+		return "-"
+	}
+	return r.Control
+}
+
+func ratioText(s spread, known bool) string {
+	if !known {
+		return "-"
+	}
+	return s.String()
 }
 
 func cpu(secondsPerGB *float64) string {
 	if secondsPerGB == nil {
-		return "     -"
+		return "    -"
 	}
-	return fmt.Sprintf("%5.2f s", *secondsPerGB)
+	return fmt.Sprintf("%5.2f", *secondsPerGB)
 }
 
 // uncopied returns the share of bytes that were sent without a copy. Only all is 100%, and only nothing 0%.
@@ -123,99 +215,113 @@ func (r result) uncopied() string {
 
 func (r result) share() float64 { return float64(r.ZeroCopied) / float64(max(r.Bytes, 1)) }
 
-// meanings says in a sentence or two for each link what the figures mean.
-func (b *bench) meanings() (lines []string) {
-	for _, p := range b.paths {
+// meanings says in a line for each congestion control what the figures mean.
+func meanings(rows []row) (lines []string) {
+	var controls []string
+	for _, r := range rows {
+		if !slices.Contains(controls, r.Control) {
+			controls = append(controls, r.Control)
+		}
+	}
+	for _, control := range controls {
 		by := make(map[string][]row)
-		for _, g := range b.groups {
-			for _, r := range g.rows() {
-				if g.path == p {
-					by[r.Mode] = append(by[r.Mode], r)
-				}
+		for _, r := range rows {
+			if r.Control == control {
+				by[r.Mode] = append(by[r.Mode], r)
 			}
 		}
-		if len(by["zcnet"]) > 0 {
-			lines = append(lines, capitalized(p.where())+" "+meaning(by["copy"], by["naive"], by["zcnet"])+by["zcnet"][0].controlled())
+		if zc := by[modeZcnet]; len(zc) > 0 {
+			lines = append(lines, controlled(control)+meaning(by["naive"], zc))
 		}
 	}
 	return lines
 }
 
-// controlled says in a sentence how TCP was controlled, where that is known.
-func (r result) controlled() string {
-	if r.Control == "" {
-		return ""
+// controlled begins a sentence with how TCP was controlled, where that is known.
+func controlled(control string) string {
+	if control == "" {
+		return "Here "
 	}
-	return " Congestion control was " + r.Control + "."
+	return "Under " + control + " "
 }
 
 // capitalized makes a text the beginning of a sentence.
 func capitalized(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-// meaning puts the rows of one link, by mode, into words. Those of zcnet there are.
-func meaning(copied, naive, zc []row) string {
+// meaning puts the rows of one link and control into words. Those of zcnet there
+// are.
+func meaning(naive, zc []row) string {
 	var s strings.Builder
-	least, most := extremes(zc, result.share)
-	switch why := zc[0].whyCopied; {
-	case least == 1:
-		s.WriteString("zcnet sends everything without a copy.")
-	case least > 0.5:
-		fmt.Fprintf(&s, "zcnet sends at least %.1f%% without a copy.", 100*least)
-	case most > 0.5:
-		fmt.Fprintf(&s, "zcnet sends %.1f%% to %.1f%% without a copy, depending on the size of a write.", 100*least, 100*most)
-	case why != "":
-		fmt.Fprintf(&s, "next to nothing is sent without a copy: %s.", why)
-	default:
-		s.WriteString("next to nothing is sent without a copy.")
+	s.WriteString(uncopiedWords(zc))
+	if words := comparisonWords(zc); words != "" {
+		fmt.Fprintf(&s, " To plain Write %s.", words)
+	}
+	if words := comparisonWords(naive); words != "" {
+		fmt.Fprintf(&s, " For the naive loop %s.", words)
 	}
 	if often, ok := countSpan(zc, func(r result) *float64 { return r.Wakeups }); ok {
-		fmt.Fprintf(&s, " Its poller is woken %s times per GB", often)
+		fmt.Fprintf(&s, " zcnet's poller is woken %s times per GB", often)
 		if calls, ok := countSpan(zc, func(r result) *float64 { return r.Syscalls }); ok {
 			fmt.Fprintf(&s, ", and it makes %s system calls", calls)
 		}
 		s.WriteString(".")
 	}
-	if len(copied) == 0 {
-		return s.String()
-	}
-	fmt.Fprintf(&s, " It has %s the throughput of plain Write", throughput(zc))
-	if cost := processorTime(zc, copied); cost != "" {
-		fmt.Fprintf(&s, " and takes %s the processor time in the sender", cost)
-	}
-	s.WriteString(".")
-	if len(naive) > 0 {
-		fmt.Fprintf(&s, " The naive loop has %s the throughput.", throughput(naive))
-	}
 	return s.String()
 }
 
-// throughput returns the range of throughputs as multiples of copy's.
-func throughput(rows []row) string {
-	var ratios []float64
-	for _, r := range rows {
-		ratios = append(ratios, r.ofCopy)
+// uncopiedWords says in a sentence how much zcnet sends without a copy.
+func uncopiedWords(zc []row) string {
+	least, most := extremes(zc, result.share)
+	switch why := zc[0].whyCopied; {
+	case least == 1:
+		return "zcnet sends everything without a copy."
+	case least > 0.5:
+		return fmt.Sprintf("zcnet sends at least %.1f%% without a copy.", 100*least)
+	case most > 0.5:
+		return fmt.Sprintf("zcnet sends %.1f%% to %.1f%% without a copy, depending on the size of a write.", 100*least, 100*most)
+	case why != "":
+		return fmt.Sprintf("next to nothing is sent without a copy: %s.", why)
 	}
-	return span(ratios)
+	return "next to nothing is sent without a copy."
 }
 
-// processorTime returns the range of the sender's time per byte as multiples of that of base, size by size, or
-// nothing where it is not known. The system's time would be more complete, but others use it too, and its clock is
-// coarse.
-func processorTime(rows, base []row) string {
-	var ratios []float64
-	for i := range min(len(rows), len(base)) {
-		r, c := rows[i].ProcCPU, base[i].ProcCPU
-		if r == nil || c == nil || *c == 0 {
-			return ""
+// comparisonWords says how rows compare with copy. It is empty if nothing is
+// known.
+func comparisonWords(rows []row) string {
+	var parts []string
+	for _, part := range []struct {
+		what  string
+		ratio func(comparison) (spread, bool)
+	}{
+		{"its side takes %s the CPU", comparison.side},
+		{"its process %s", comparison.proc},
+		{"it has %s the throughput", comparison.throughput},
+	} {
+		var all []spread
+		for _, r := range rows {
+			if s, ok := part.ratio(r.comparison); ok && r.Mode != modeCopy {
+				all = append(all, s)
+			}
 		}
-		ratios = append(ratios, *r / *c)
+		if len(all) == len(rows) && len(rows) > 0 {
+			parts = append(parts, fmt.Sprintf(part.what, span(all)))
+		}
 	}
-	return span(ratios)
+	return strings.Join(parts, ", ")
 }
 
 // span returns the range of one or more ratios in words.
-func span(ratios []float64) string {
-	low, high := fmt.Sprintf("%.2f", slices.Min(ratios)), fmt.Sprintf("%.2f", slices.Max(ratios))
+func span(all []spread) string {
+	level := true
+	var medians []float64
+	for _, s := range all {
+		level = level && s.isLevel()
+		medians = append(medians, s.median)
+	}
+	if level {
+		return "the same as copy or nearly"
+	}
+	low, high := fmt.Sprintf("%.2f", slices.Min(medians)), fmt.Sprintf("%.2f", slices.Max(medians))
 	if low == high {
 		return low + " times"
 	}
@@ -272,24 +378,13 @@ func (b *bench) shortfalls() (lines []string) {
 }
 
 // disturbance says so if others kept the processors busy.
-func disturbance(rows []row) []string {
-	var others, capacity float64
-	for _, r := range rows {
-		if r.ProcCPU == nil || r.receiverCPU == nil || r.SysCPU == nil {
-			return nil
-		}
-		others += (*r.SysCPU - *r.ProcCPU - *r.receiverCPU) * float64(r.Bytes) / 1e9
-		capacity += r.Seconds * float64(runtime.NumCPU())
+func (b *bench) disturbance() []string {
+	if b.others < tolerableShare {
+		return nil
 	}
-	if share := others / capacity; share > tolerableShare && others > coarse {
-		return []string{fmt.Sprintf("Others took %.0f%% of the processors meanwhile: a quiet machine gives better figures.", 100*share)}
-	}
-	return nil
+	return []string{fmt.Sprintf("Others took %.0f%% of the processors just before: a quiet machine gives better figures.", 100*b.others)}
 }
 
-// tolerableShare is how much of the processors others may take before it is worth a word, and coarse how many seconds of them
-// are no more than the clocks' hundredths.
-const (
-	tolerableShare = 0.1
-	coarse         = 0.1
-)
+// tolerableShare is how much of the processors others may take before it is
+// worth a word.
+const tolerableShare = 0.1

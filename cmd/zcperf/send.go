@@ -6,14 +6,16 @@ import (
 	"io"
 
 	"github.com/zcnet-go/zcnet/internal/cli"
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // This file is the command send.
 
-const sendSynopsis = "-to HOST:PORT [-mode zcnet] [-size 1MiB] [-total 1GiB] [-region 1GiB] [-congestion NAME] [-json]"
+const sendSynopsis = "-to HOST:PORT [-mode zcnet] [-size 1MiB] [-total 1GiB] [-region 1GiB] [-congestion NAME] [-memory huge] [-json]"
 
 const (
 	defaultSendSize   = 1 << 20
+	defaultSendTotal  = 1 << 30
 	defaultSendRegion = 1 << 30
 )
 
@@ -23,18 +25,20 @@ type sendConfig struct {
 	mode                mode
 	size, total, region size
 	congestion          string
+	memory              memoryKind
 	json                bool
 }
 
 func parseSend(args []string) (sendConfig, error) {
-	cfg := sendConfig{size: defaultSendSize, total: defaultTotal}
+	cfg := sendConfig{size: defaultSendSize, total: defaultSendTotal, memory: memoryKinds()[0]}
 	fs := cli.NewFlags("send")
 	fs.Func("to", "`HOST:PORT` of a zcperf serve", one(&cfg.to, parseRemoteAddr))
-	fs.Func("mode", "`mode` to send by: copy, naive or zcnet (default zcnet)", one(&cfg.mode, named("mode", modes())))
+	fs.Func("mode", fmt.Sprintf("`mode` to send by: %s (default %s).\n%s", names(allModes(nil)), modeZcnet, modeUsage), one(&cfg.mode, named("mode", allModes(nil))))
 	fs.Func("size", "`size` of one write (default 1MiB)", one(&cfg.size, parseMemorySize))
 	fs.Func("total", "`size` of everything (default 1GiB)", one(&cfg.total, parseSize))
 	fs.Func("region", "`size` of the memory to send from (default 1GiB)", one(&cfg.region, parseMemorySize))
-	fs.StringVar(&cfg.congestion, "congestion", "", congestionUsage)
+	fs.Func("congestion", congestionUsage, one(&cfg.congestion, parseName))
+	fs.Func("memory", memoryUsage, one(&cfg.memory, named("memory", memoryKinds())))
 	fs.BoolFunc("json", "print a JSON object", yes(&cfg.json))
 	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
@@ -43,7 +47,7 @@ func parseSend(args []string) (sendConfig, error) {
 		return cfg, cli.Usagef("send: -to HOST:PORT is missing")
 	}
 	if cfg.mode.name == "" {
-		cfg.mode, _ = named("mode", modes())("zcnet")
+		cfg.mode, _ = named("mode", usualModes(nil))(modeZcnet)
 	}
 	if cfg.region == 0 {
 		cfg.region = max(defaultSendRegion, cfg.size)
@@ -78,11 +82,11 @@ func runSend(ctx context.Context, args []string, stdout, stderr io.Writer) error
 func (cfg sendConfig) send(ctx context.Context, show *progress) (result, error) {
 	n := regionFor(cfg.region, cfg.total, cfg.size)
 	show.begin("filling %v of memory", size(n))
-	region, err := newRegion(ctx, n)
+	region, err := newRegion(ctx, cfg.memory, n)
 	if err != nil {
 		return result{}, err
 	}
-	defer region.Release()
+	defer region.free()
 	show.begin("sending %v to %s by %s, in writes of %v", cfg.total, cfg.to, cfg.mode.name, cfg.size)
 	r, err := cfg.transfer(ctx, newTransfer(region, cfg.size, cfg.total), show)
 	if err != nil && ctx.Err() != nil {
@@ -93,18 +97,19 @@ func (cfg sendConfig) send(ctx context.Context, show *progress) (result, error) 
 }
 
 func (cfg sendConfig) transfer(ctx context.Context, t transfer, show *progress) (result, error) {
-	c, err := dialTCP(ctx, cfg.to)
+	stop, err := perf.StartIdlers()
 	if err != nil {
 		return result{}, err
 	}
+	defer stop()
 	show.beginTransfer("sent", t.total)
 	t.show, t.congestion = show, cfg.congestion
-	return t.over(ctx, c, cfg.mode)
+	return remotePath(cfg.to).transfer(ctx, cfg.mode, t)
 }
 
 // report prints the result.
 func (cfg sendConfig) report(stdout io.Writer, r result) error {
-	rows := []row{{result: r, lowest: r.GBPerS, highest: r.GBPerS}}
+	rows := []row{{result: r}}
 	if cfg.json {
 		return printJSON(stdout, rows)
 	}

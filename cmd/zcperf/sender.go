@@ -6,29 +6,53 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/zcnet-go/zcnet"
 	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
-// This file is about the modes, the ways to send that are compared. The naive one is in naive_linux.go.
+// This file is about the modes, the ways to send that are compared. Those
+// without any layer are in naive_linux.go, those in C in cmode.go.
 
 // A mode is a way to send.
 type mode struct {
 	name string
-	open func(*net.TCPConn) (sender, error) // the connection is the sender's from then on, unless it fails
+	// open makes a sender of a connection, which is the sender's from then on,
+	// unless it fails.
+	open func(*net.TCPConn) (sender, error)
+	// c is for modes that are a process of their own, and nil for the others.
+	c *cMode
 }
 
 func (m mode) String() string { return m.name }
 
-// modes returns all modes. The first is what the others are compared with.
-func modes() []mode { return modesWith(nil) }
+// The modes that others refer to by name.
+const (
+	modeCopy  = "copy"
+	modeZcnet = "zcnet"
+)
 
-// modesWith is modes with a configuration for zcnet.
-func modesWith(cfg *zcnet.Config) []mode {
+// usualModes returns the modes that are measured if none are asked for. The
+// first is what the others are compared with.
+func usualModes(cfg *zcnet.Config) []mode {
 	zc := func(c *net.TCPConn) (sender, error) { return openZcnet(c, cfg) }
-	return []mode{{"copy", openCopy}, {"naive", openNaive}, {"zcnet", zc}}
+	return []mode{{name: modeCopy, open: openCopy}, {name: "naive", open: openNaive}, {name: modeZcnet, open: zc}}
+}
+
+// allModes returns all modes. The configuration is for zcnet.
+func allModes(cfg *zcnet.Config) []mode {
+	return append(usualModes(cfg),
+		mode{name: "least", open: openLeast},
+		mode{name: "c", c: &cMode{zeroCopy: true}},
+		mode{name: "c-write", c: &cMode{}},
+	)
+}
+
+// goModes returns the modes that send from this process.
+func goModes() []mode {
+	return slices.DeleteFunc(allModes(nil), func(m mode) bool { return m.c != nil })
 }
 
 // errNoMode is matched by the errors of a mode that cannot work here, whatever is done.

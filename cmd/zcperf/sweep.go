@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/zcnet-go/zcnet"
@@ -17,13 +16,13 @@ import (
 
 // This file is the command sweep: a bench of one link at many sizes of write, from which a threshold follows.
 
-const sweepSynopsis = "[-to HOST:PORT | -link lab] [-mode copy,naive,zcnet] [-size 4KiB,8KiB,...,16MiB] [-total 256MiB] [-rounds 5] [-region 256MiB] [-budget 55s] [-congestion NAME] [-svg sweep.svg] [-json]"
+const sweepSynopsis = "[-to HOST:PORT | -link lab] [-mode copy,naive,zcnet] [-size 4KiB,8KiB,...,16MiB] [-total 256MiB] [-rounds 9] [-region 256MiB] [-budget 55s] [-congestion NAME] [-memory huge] [-read] [-busy] [-svg sweep.svg] [-json]"
 
 const (
 	smallestSweep = zcnetPage
 	largestSweep  = 16 << 20
 	sweepTotal    = 256 << 20
-	sweepRounds   = 5
+	sweepRounds   = 9
 	// sweepBudget leaves some of a minute for what a time limit does not end at once.
 	sweepBudget = 55 * time.Second
 	// zcnetPage is the length below which zcnet copies, whatever its threshold.
@@ -38,7 +37,7 @@ type sweepConfig struct {
 }
 
 // sweepModes returns all modes, zcnet such that it sends without a copy from the smallest size on.
-func sweepModes() []mode { return modesWith(&zcnet.Config{Threshold: zcnetPage}) }
+func sweepModes() []mode { return usualModes(&zcnet.Config{Threshold: zcnetPage}) }
 
 // sweepSizes returns the sizes that are measured if none are asked for.
 func sweepSizes() (sizes []size) {
@@ -58,16 +57,24 @@ func parseSweep(args []string) (sweepConfig, error) {
 	}
 	cfg := sweepConfig{svg: "sweep.svg"}
 	var kind linkKind
+	var control string
 	fs := cli.NewFlags("sweep")
 	fs.Func("to", "`HOST:PORT` of a zcperf serve to send to, instead of over a link of this machine", one(&cfg.to, parseRemoteAddr))
-	fs.Func("link", "`link` to send over: loopback or lab (default: lab if it can be built, or else loopback)", one(&kind, named("link", linkKinds())))
-	cfg.addFlags(fs, defaults)
+	fs.Func("link", "`link` to send over: loopback, lab or lab-inline (default: lab if it can be built, or else loopback)", one(&kind, named("link", linkKinds())))
+	fs.Func("congestion", congestionUsage, one(&control, parseName))
+	cfg.addFlags(fs, defaults, allModes(&zcnet.Config{Threshold: zcnetPage}))
+	fs.Func("budget", fmt.Sprintf("`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default %v, or no limit with -total or -rounds)", defaults.budget), one(&cfg.budget, parseBudget))
+	cfg.budget = notGiven
 	fs.StringVar(&cfg.svg, "svg", cfg.svg, "`file` to draw the curve into; empty for none")
 	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
 	if kind.name != "" {
 		cfg.links = []linkKind{kind}
+	}
+	cfg.controls = []string{control}
+	if cfg.total > 0 || cfg.rounds > 0 {
+		defaults.budget = 0
 	}
 	cfg.complete(defaults)
 	slices.Sort(cfg.sizes)
@@ -80,7 +87,7 @@ func (cfg sweepConfig) check() error {
 	switch {
 	case cfg.to != "" && cfg.links != nil:
 		return cli.Usagef("sweep: -to and -link exclude each other: a link ends on this machine")
-	case !cfg.hasMode("copy") || !cfg.hasMode("zcnet"):
+	case !cfg.hasMode(modeCopy) || !cfg.hasMode(modeZcnet):
 		return cli.Usagef("sweep: -mode lacks copy or zcnet: the threshold follows from comparing these two")
 	case largest > cfg.total:
 		return cli.Usagef("sweep: a write of %v does not fit -total %v: it must not be larger", largest, cfg.total)
@@ -148,7 +155,7 @@ func (s *sweep) choosePath() error {
 	case s.cfg.links != nil:
 		return s.openPath(s.cfg.links[0])
 	}
-	for _, kind := range slices.Backward(linkKinds()) {
+	for _, kind := range slices.Backward(usualLinks()) {
 		err := s.openPath(kind)
 		if err == nil {
 			return nil
@@ -160,24 +167,7 @@ func (s *sweep) choosePath() error {
 
 // report prints what there is of the results, which may be nothing.
 func (s *sweep) report(stdout, stderr io.Writer) error {
-	rows := s.rows()
-	switch {
-	case len(rows) == 0:
-		return nil
-	case s.cfg.json:
-		for _, line := range append(s.shortfalls(), s.verdict()) {
-			fmt.Fprintln(stderr, line)
-		}
-		return printJSON(stdout, rows)
-	}
-	var text strings.Builder
-	printTable(&text, rows)
-	fmt.Fprintln(&text)
-	for _, line := range slices.Concat(s.meanings(), s.shortfalls(), disturbance(rows), []string{s.verdict()}) {
-		fmt.Fprintln(&text, line)
-	}
-	_, err := io.WriteString(stdout, text.String())
-	return err
+	return s.reportWith(stdout, stderr, []string{s.verdict()})
 }
 
 // verdict says in a line what to configure, if that can be told.
@@ -189,17 +179,11 @@ func (s *sweep) verdict() string {
 	return verdict(points)
 }
 
-// points returns the sizes that have a result of both modes that are compared, in their order.
+// points returns the sizes at which zcnet was compared with copy, in their order.
 func (s *sweep) points() (points []point) {
-	for _, g := range s.groups {
-		by := make(map[string]result)
-		for _, r := range g.rows() {
-			by[r.Mode] = r.result
-		}
-		copied, haveCopied := by["copy"]
-		zc, haveZC := by["zcnet"]
-		if haveCopied && haveZC {
-			points = append(points, point{g.size, copied, zc})
+	for _, r := range s.rows() {
+		if r.Mode == modeZcnet && r.Throughput != nil {
+			points = append(points, point(r))
 		}
 	}
 	return points
@@ -211,8 +195,7 @@ func (s *sweep) draw(stderr io.Writer) error {
 	if s.svg == "" || len(rows) == 0 {
 		return nil
 	}
-	title := fmt.Sprintf("Throughput by size of write, %s", s.paths[0].where())
-	picture, err := newCurve(title, rows).svg()
+	picture, err := newCurves(s.paths[0].where(), rows).svg()
 	if err != nil {
 		return err
 	}

@@ -7,9 +7,6 @@ import (
 	"net"
 	"os"
 	"time"
-
-	"github.com/zcnet-go/zcnet"
-	"github.com/zcnet-go/zcnet/internal/cli"
 )
 
 // This file is one transfer: a region's content sent by one mode over one connection, timed until the receiver has
@@ -25,28 +22,34 @@ const (
 
 // A transfer is what is to be sent.
 type transfer struct {
-	region zcnet.Pinned // sent from its beginning to its end, and again; filled with the pattern
-	write  int          // bytes of one write, of which the region is a multiple
+	region region // sent from its beginning to its end, and again; filled with the pattern
+	write  int    // bytes of one write, of which the region is a multiple
 	total  int64
 	work   work      // asked of the receiver
 	until  time.Time // when to stop sending, if not before; zero for no limit
 	show   *progress
 
 	congestion string // the control to use; empty for the system's
-	receiver   clock  // of the receiver
+	clocks     clocks
 }
 
-// A result is what a transfer has come to. Its JSON is what -json prints.
+// A result is what a transfer has come to. Its JSON is part of what -json
+// prints.
 type result struct {
 	Link     string   `json:"link"`
+	Inline   string   `json:"inline,omitempty"` // why the receiving end worked at the sender's expense
 	Mode     string   `json:"mode"`
 	Size     size     `json:"size"` // of one write
 	Control  string   `json:"congestion_control,omitempty"`
+	Memory   string   `json:"memory"`
+	Busy     bool     `json:"busy"`     // a busy loop ran beside the sender
+	Receiver string   `json:"receiver"` // what it did with the content
 	Bytes    int64    `json:"bytes"`
 	Seconds  float64  `json:"seconds"`
 	GBPerS   float64  `json:"gb_per_s"`
-	ProcCPU  *float64 `json:"proc_cpu_s_per_gb"` // of the sender's; null where it cannot be measured
-	SysCPU   *float64 `json:"sys_cpu_s_per_gb"`  // so too
+	SideCPU  *float64 `json:"side_cpu_s_per_gb"` // of the sender's side; null where it cannot be told
+	ProcCPU  *float64 `json:"proc_cpu_s_per_gb"` // of the sending process; null where it cannot be measured
+	SysCPU   *float64 `json:"sys_cpu_s_per_gb"`  // of the whole machine; so too
 	Writes   int64    `json:"writes"`
 	Allocs   float64  `json:"allocs_per_write"` // heap objects of the whole process
 	Wakeups  *float64 `json:"wakeups_per_gb"`   // of the library's poller; null in modes without it
@@ -57,8 +60,8 @@ type result struct {
 	CutShort bool     `json:"cut_short"`        // fewer bytes than asked for were sent: the time was up, or an interrupt came
 	counts
 
-	answer      trailer  // the receiver's
-	receiverCPU *float64 // seconds per GB
+	answer trailer // the receiver's
+	round  int     // of a bench, from 0
 }
 
 // over makes the transfer over a new connection, which it closes.
@@ -84,7 +87,7 @@ func (t transfer) over(ctx context.Context, c net.Conn, m mode) (result, error) 
 func (t transfer) run(ctx context.Context, s sender) (result, error) {
 	defer s.Close()
 	// Without a deadline: it fits any socket's buffer, and the receiver must know what it is to answer.
-	if err := writeHeader(s, header{Region: int64(t.region.Len()), Total: t.total, Work: t.work}); err != nil {
+	if err := writeHeader(s, t.header()); err != nil {
 		return result{}, err
 	}
 	if err := t.setDeadlines(s); err != nil {
@@ -96,7 +99,7 @@ func (t transfer) run(ctx context.Context, s sender) (result, error) {
 	})
 	defer stop()
 
-	start := startClocks(t.receiver)
+	start := t.clocks.start()
 	bytes, writes, err := t.sendAll(s)
 	if err != nil {
 		return result{}, fmt.Errorf("after %d bytes: %w", bytes, err)
@@ -105,17 +108,28 @@ func (t transfer) run(ctx context.Context, s sender) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	end := stopClocks(t.receiver)
-	if answer.Received != bytes {
-		return result{}, fmt.Errorf("of %d bytes sent the receiver got %d", bytes, answer.Received)
-	}
+	end := t.clocks.stop()
 	r := measure(start, end, bytes, writes)
-	r.Rounds, r.CutShort, r.counts = 1, bytes < t.total, s.counts()
+	r.counts = s.counts()
 	r.Wakeups, r.Syscalls = countPerGB(r.wakeups, bytes), countPerGB(r.syscalls, bytes)
+	return r, r.complete(t, answer)
+}
+
+// header returns what goes before the content.
+func (t transfer) header() header {
+	return header{Region: int64(t.region.Len()), Total: t.total, Work: t.work}
+}
+
+// complete adds what the receiver has answered.
+func (r *result) complete(t transfer, answer trailer) error {
+	if answer.Received != r.Bytes {
+		return fmt.Errorf("of %d bytes sent the receiver got %d", r.Bytes, answer.Received)
+	}
+	r.Rounds, r.CutShort, r.Memory, r.Receiver = 1, r.Bytes < t.total, t.region.kind.name, t.work.String()
 	if r.answer = answer; answer.Checked {
 		r.Checked, r.Wrong = answer.Received, answer.Wrong
 	}
-	return r, nil
+	return nil
 }
 
 func (t transfer) setDeadlines(s sender) error {
@@ -171,12 +185,11 @@ func measure(start, end reading, bytes, writes int64) result {
 		Bytes:   bytes,
 		Seconds: took.Seconds(),
 		GBPerS:  gbPerS(bytes, took),
+		SideCPU: perGB(start.side, end.side, bytes),
 		ProcCPU: perGB(start.process, end.process, bytes),
 		SysCPU:  perGB(start.system, end.system, bytes),
 		Writes:  writes,
-
-		receiverCPU: perGB(start.receiver, end.receiver, bytes),
-		Allocs:      float64(end.mallocs-start.mallocs) / float64(max(writes, 1)),
+		Allocs:  float64(end.mallocs-start.mallocs) / float64(max(writes, 1)),
 	}
 }
 
@@ -195,26 +208,8 @@ func countPerGB(n *uint64, bytes int64) *float64 {
 }
 
 // newTransfer returns the transfer of total bytes by writes of n, from as much of region as such writes fill exactly.
-func newTransfer(region zcnet.Pinned, n, total size) transfer {
+func newTransfer(r region, n, total size) transfer {
 	write := int(min(n, total))
-	whole := region.Len() - region.Len()%write
-	return transfer{region: region.Slice(0, whole), write: write, total: int64(total)}
-}
-
-// newRegion returns memory of n bytes with the pattern in it.
-func newRegion(ctx context.Context, n int64) (zcnet.Pinned, error) {
-	region, err := zcnet.Alloc(int(n))
-	if err != nil {
-		return region, err
-	}
-	if err := fill(ctx, region.Bytes()); err != nil {
-		region.Release()
-		return zcnet.Pinned{}, cli.ErrInterrupted
-	}
-	return region, nil
-}
-
-// regionFor returns how much of a region of limit bytes is needed to send total bytes in writes of n.
-func regionFor(limit, total, n size) int64 {
-	return int64(min(max(limit, n), total))
+	r.Pinned = r.Slice(0, r.Len()-r.Len()%write)
+	return transfer{region: r, write: write, total: int64(total), clocks: clocksTogether()}
 }

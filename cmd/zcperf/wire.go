@@ -59,8 +59,18 @@ var (
 )
 
 func writeHeader(w io.Writer, h header) error {
+	b, err := h.bytes()
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+// bytes returns what is sent of the header.
+func (h header) bytes() ([]byte, error) {
 	h.Magic = headerMagic
-	return writeStruct(w, h)
+	return binary.Append(nil, binary.BigEndian, h)
 }
 
 func readHeader(r io.Reader) (h header, err error) {
@@ -75,7 +85,12 @@ func readHeader(r io.Reader) (h header, err error) {
 
 func writeTrailer(w io.Writer, t trailer) error {
 	t.Magic = trailerMagic
-	return writeStruct(w, t)
+	b, err := binary.Append(nil, binary.BigEndian, t)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
 }
 
 func readTrailer(r io.Reader) (t trailer, err error) {
@@ -86,14 +101,4 @@ func readTrailer(r io.Reader) (t trailer, err error) {
 		return t, errNotReceiver
 	}
 	return t, nil
-}
-
-// writeStruct writes v by one call.
-func writeStruct(w io.Writer, v any) error {
-	b, err := binary.Append(nil, binary.BigEndian, v)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(b)
-	return err
 }

@@ -10,12 +10,16 @@ import (
 
 // This file reads the clocks of processor time.
 
-// ProcessTime returns the processor time of this process, in user and kernel mode. Only unix systems tell.
+// ProcessTime returns the processor time of this process, in user and kernel
+// mode. Only unix systems tell.
 func ProcessTime() (time.Duration, error) { return processTime() }
 
-// ProcessTimeOf returns the processor time of another process, in user and kernel mode, in hundredths of a second. Only
-// Linux tells.
-func ProcessTimeOf(pid int) (time.Duration, error) {
+// ProcessTimeOf returns the processor time of another process of this machine,
+// in user and kernel mode. Only Linux tells.
+func ProcessTimeOf(pid int) (time.Duration, error) { return processTimeOf(pid) }
+
+// processStat is ProcessTimeOf in hundredths of a second.
+func processStat(pid int) (time.Duration, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0, err
@@ -23,8 +27,9 @@ func ProcessTimeOf(pid int) (time.Duration, error) {
 	return parseProcessStat(string(b))
 }
 
-// parseProcessStat adds up the fields 14 and 15 of /proc/PID/stat (proc_pid_stat(5)). The second field is the program's
-// name in parentheses, in which anything may be.
+// parseProcessStat adds up the fields 14 and 15 of /proc/PID/stat
+// (proc_pid_stat(5)). The second field is the program's name in parentheses, in
+// which anything may be.
 func parseProcessStat(stat string) (time.Duration, error) {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 13 {
@@ -43,33 +48,83 @@ const tick = time.Second / 100
 
 var errNoProcessStat = errors.New("/proc/PID/stat does not tell the time of the process")
 
-// SystemTime returns the time of all processors that was not idle. Only Linux tells.
+// SystemTime returns the time that all processors together were busy, counted
+// from some moment in the past: two calls measure what was between them. Only
+// Linux tells.
 func SystemTime() (time.Duration, error) {
-	b, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, err
-	}
-	return parseStat(string(b))
+	s, err := readStat()
+	return s.busy(), err
 }
 
-// parseStat adds up the busy time in the first line of /proc/stat (proc_stat(5)). The kernel counts there in
-// hundredths of a second, so that a run of less than a second is known only roughly.
-func parseStat(stat string) (time.Duration, error) {
-	line, _, _ := strings.Cut(stat, "\n")
-	fields := strings.Fields(line)
-	// cpu user nice system idle iowait irq softirq ...
-	if len(fields) < 8 || fields[0] != "cpu" {
-		return 0, errNoStat
+// started is the moment from which SystemTime counts the wall's time.
+var started = time.Now()
+
+// A machineStat is what /proc/stat says of all processors together at one
+// moment.
+type machineStat struct {
+	at         time.Duration // since started
+	processors int           // online
+	idle       time.Duration
+	apart      time.Duration // waiting for the disk, or stolen by the hypervisor
+}
+
+// busy returns the time in which the processors were neither idle nor stolen.
+//
+// It is computed from what they did not work, because the kernel counts that
+// exactly, at each entry to and exit from idleness (get_idle_time in
+// fs/proc/stat.c). The columns of work are samples, taken at every timer
+// interrupt, 250 times a second, and miss what timers themselves start, such
+// as the paced sends of BBR.
+func (s machineStat) busy() time.Duration {
+	return s.at*time.Duration(s.processors) - s.idle - s.apart
+}
+
+func readStat() (machineStat, error) {
+	at := time.Since(started) // The kernel adds up at the beginning of the first read.
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return machineStat{}, err
 	}
-	var ticks int64
-	for _, i := range []int{1, 2, 3, 6, 7} {
-		n, err := strconv.ParseInt(fields[i], 10, 64)
-		if err != nil {
-			return 0, errNoStat
+	s, err := parseStat(string(b))
+	s.at = at
+	return s, err
+}
+
+// parseStat reads the first lines of /proc/stat (proc_stat(5)): that of all
+// processors, and one of each that is online.
+func parseStat(stat string) (s machineStat, err error) {
+	all, rest, _ := strings.Cut(stat, "\n")
+	if err := s.parse(strings.Fields(all)); err != nil {
+		return machineStat{}, err
+	}
+	for line := range strings.Lines(rest) {
+		if !strings.HasPrefix(line, "cpu") {
+			break
 		}
-		ticks += n
+		s.processors++
 	}
-	return time.Duration(ticks) * tick, nil
+	if s.processors == 0 {
+		return machineStat{}, errNoStat
+	}
+	return s, nil
+}
+
+// parse reads the line of all processors: cpu user nice system idle iowait irq
+// softirq steal ...
+func (s *machineStat) parse(fields []string) error {
+	var times [9]time.Duration
+	if len(fields) < len(times) || fields[0] != "cpu" {
+		return errNoStat
+	}
+	for i := range times[1:] {
+		n, err := strconv.ParseInt(fields[i+1], 10, 64)
+		if err != nil {
+			return errNoStat
+		}
+		times[i+1] = time.Duration(n) * tick
+	}
+	s.idle, s.apart = times[4], times[5]+times[8]
+	return nil
 }
 
 var errNoStat = errors.New("/proc/stat does not begin with the time of all processors")

@@ -14,26 +14,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file is the naive sender: MSG_ZEROCOPY as one writes it after reading the kernel's document
-// (https://docs.kernel.org/networking/msg_zerocopy.html). Each write is one flagged sendmsg, as large as it comes, and
-// after each the error queue is read until it is empty. It learns nothing: it goes on flagging where the kernel
-// copies.
+// This file has two senders without any layer: MSG_ZEROCOPY as one writes it
+// after reading the kernel's document
+// (https://docs.kernel.org/networking/msg_zerocopy.html). Each write is one
+// flagged call, as large as it comes. They learn nothing: they go on flagging
+// where the kernel copies. They differ in how often the error queue is read.
 
 // errStuck is ENOBUFS of a loop that has nothing to wait for: no completion will ever make room.
 var errStuck = fmt.Errorf("ENOBUFS with nothing in flight, as when one write is larger than RLIMIT_MEMLOCK: %w", ErrUnavailable)
 
 const (
+	// leastDrain is the number of calls after which the least sender reads the
+	// error queue. There is room in it for a multiple of that.
+	leastDrain = 32
 	// naiveInFlight is the most calls whose lengths are remembered. Long before, net.core.optmem_max ends it.
 	naiveInFlight = 1 << 16
 	// naivePoll is how long one wait for a completion lasts before deadlines are looked at.
 	naivePoll = 20 // milliseconds
 )
 
-// Naive is a connection that sends in this way. One goroutine uses it.
+// A Naive is a connection that sends in this way. One goroutine uses it.
 type Naive struct {
 	*net.TCPConn
 	raw    syscall.RawConn
 	readBy atomic.Pointer[time.Time] // read deadline, nil for none
+	every  uint32                    // calls after which the error queue is read
 
 	issued    uint32 // flagged calls that queued something: the next notification ID, modulo 2^32
 	completed uint32 // of them
@@ -49,13 +54,21 @@ type Naive struct {
 	data    [1]byte // spares Recvmsg a getsockopt, which it makes if there is nothing to receive into
 }
 
-// OpenNaive makes c a naive sender.
-func OpenNaive(c *net.TCPConn) (*Naive, error) {
+// OpenNaive makes c a naive sender, which reads the error queue after every
+// call until it is empty.
+func OpenNaive(c *net.TCPConn) (*Naive, error) { return openNaive(c, 1) }
+
+// OpenLeast makes c a sender that does the least a Go program can do: it reads
+// the error queue after every 32 calls only. Nothing that is written in Go and
+// sends by MSG_ZEROCOPY is likely to cost less.
+func OpenLeast(c *net.TCPConn) (*Naive, error) { return openNaive(c, leastDrain) }
+
+func openNaive(c *net.TCPConn, every uint32) (*Naive, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &Naive{TCPConn: c, raw: raw}
+	s := &Naive{TCPConn: c, raw: raw, every: every}
 	s.step = s.trySend
 	var optErr error
 	if err := raw.Control(func(fd uintptr) {
@@ -69,8 +82,10 @@ func OpenNaive(c *net.TCPConn) (*Naive, error) {
 	return s, nil
 }
 
-// Send sends b by one call, and by more if the socket has no room for all of it, and returns how much of it is in the
-// stream. The memory may be the kernel's until Flush returns; it must lie off the Go heap.
+// Send sends b by one call, and by more if the socket has no room for all of
+// it, and returns how much of it is in the stream. The memory may be the
+// kernel's until Flush returns: it must neither be collected before nor lie on
+// a goroutine's stack.
 func (s *Naive) Send(b []byte) (total int64, err error) {
 	s.buf = b
 	for len(s.buf) > 0 && err == nil {
@@ -80,12 +95,13 @@ func (s *Naive) Send(b []byte) (total int64, err error) {
 		switch s.err {
 		case nil:
 			total += int64(s.sent)
-			s.book()
-			err = s.drain()
+			if s.book(); s.issued%s.every == 0 {
+				err = s.drain()
+			}
 		case unix.ENOBUFS:
 			err = s.noBuffers()
 		default:
-			err = os.NewSyscallError("sendmsg MSG_ZEROCOPY", s.err)
+			err = os.NewSyscallError("send MSG_ZEROCOPY", s.err)
 		}
 	}
 	return total, err
@@ -103,11 +119,22 @@ func (s *Naive) noBuffers() error {
 // trySend makes one call. It is called by RawConn.Write, again each time the socket has become writable.
 func (s *Naive) trySend(fd uintptr) (done bool) {
 	for {
-		s.sent, s.err = unix.SendmsgN(int(fd), s.buf, nil, nil, unix.MSG_ZEROCOPY|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		s.sent, s.err = sendZeroCopy(fd, s.buf)
 		if s.err != unix.EINTR {
 			return s.err != unix.EAGAIN
 		}
 	}
+}
+
+// sendZeroCopy is send(2), which golang.org/x/sys/unix has only without the
+// number of bytes.
+func sendZeroCopy(fd uintptr, b []byte) (int, error) {
+	const flags = unix.MSG_ZEROCOPY | unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	n, _, errno := unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), flags, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // book remembers a call that queued something.

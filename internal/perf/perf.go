@@ -1,12 +1,14 @@
-// Package perf holds what measurements of package zcnet are made with, by its benchmarks and by cmd/zcperf: the
-// naive sender to compare with, the receiver that drops what arrives, and the clocks of the processors.
+// Package perf holds what measurements of package zcnet are made with, by its
+// benchmarks and by cmd/zcperf: the clocks of the processors, senders to compare
+// with, in Go and in C, and the receiver that drops what arrives.
 //
 // It does not import zcnet, so that zcnet's own benchmarks can import it.
 package perf
 
 import "errors"
 
-// ErrUnavailable is matched by the errors of a way to send that cannot work here, whatever is done.
+// ErrUnavailable is matched by the errors of a way to send that cannot work
+// here, whatever is done.
 var ErrUnavailable = errors.New("this mode cannot be measured here")
 
 // NaiveCounts is what a [Naive] knows of its sending.
