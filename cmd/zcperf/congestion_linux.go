@@ -13,10 +13,12 @@ import (
 
 // This file is about the congestion control of TCP, which decides more than many a library about how fast a fast link is.
 
-// setCongestion has c controlled by the algorithm of this name.
-func setCongestion(c net.Conn, name string) error {
+// setCongestion has a socket controlled by the algorithm of this name.
+func setCongestion(socket syscall.RawConn, name string) error {
 	var err error
-	if ctlErr := control(c, func(fd int) { err = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name) }); ctlErr != nil {
+	if ctlErr := socket.Control(func(fd uintptr) {
+		err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
+	}); ctlErr != nil {
 		return ctlErr
 	}
 	if err != nil {
@@ -27,19 +29,16 @@ func setCongestion(c net.Conn, name string) error {
 
 // congestion returns the name of the algorithm that controls c, or nothing if it cannot be read.
 func congestion(c net.Conn) (name string) {
-	var err error
-	if ctlErr := control(c, func(fd int) { name, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION) }); ctlErr != nil || err != nil {
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return ""
+	}
+	if ctlErr := raw.Control(func(fd uintptr) {
+		name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	}); ctlErr != nil || err != nil {
 		return ""
 	}
 	return name
-}
-
-func control(c net.Conn, f func(fd int)) error {
-	raw, err := c.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { f(int(fd)) })
 }
 
 // congestionControls lists the algorithms that there are.

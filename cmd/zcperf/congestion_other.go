@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"syscall"
 )
 
-func setCongestion(net.Conn, string) error {
+func setCongestion(syscall.RawConn, string) error {
 	return fmt.Errorf("-congestion is for Linux only: %s has no TCP_CONGESTION", runtime.GOOS)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"github.com/zcnet-go/zcnet/internal/lab"
@@ -38,7 +39,7 @@ func usualLinks() []linkKind {
 type link struct {
 	name   string
 	listen func() (net.Listener, error) // nil if the receiver is elsewhere
-	dial   func(ctx context.Context, addr string) (net.Conn, error)
+	dial   func(ctx context.Context, addr, congestion string) (net.Conn, error)
 	close  func() error
 
 	// inline says why the receiving end works inside the sender's calls although
@@ -63,7 +64,7 @@ type startFunc func(*exec.Cmd) error
 func localLink(name string) *link {
 	return &link{
 		name:          name,
-		dial:          dialTCP,
+		dial:          dialControlled,
 		close:         func() error { return nil },
 		startReceiver: (*exec.Cmd).Start,
 		startBeside:   (*exec.Cmd).Start,
@@ -116,10 +117,12 @@ func labLink(name string, l *lab.Link) *link {
 		listen: func() (net.Listener, error) {
 			return l.Receiver.ListenAddr("tcp", net.JoinHostPort(l.Receiver.IPv4().String(), "0"))
 		},
-		dial: func(ctx context.Context, addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-			defer cancel()
-			return l.Sender.Dial(ctx, "tcp", addr)
+		dial: func(ctx context.Context, addr, congestion string) (c net.Conn, err error) {
+			err = l.Sender.Do(func() error {
+				c, err = dialControlled(ctx, addr, congestion)
+				return err
+			})
+			return c, err
 		},
 		close:         l.Close,
 		inline:        l.Inline(),
@@ -144,7 +147,18 @@ func listenTCP(addr string) (net.Listener, error) {
 
 // dialTCP connects by plain TCP.
 func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+	return dialControlled(ctx, addr, "")
+}
+
+// dialControlled connects with a congestion control, empty for the system's. It
+// is set before there is a connection: one that begins with BBR goes on pacing
+// under another control (bbr_init in net/ipv4/tcp_bbr.c sets sk_pacing_status,
+// and nothing takes that back), which costs timers.
+func dialControlled(ctx context.Context, addr, congestion string) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: dialTimeout}
 	dialer.SetMultipathTCP(false)
+	if congestion != "" {
+		dialer.Control = func(_, _ string, socket syscall.RawConn) error { return setCongestion(socket, congestion) }
+	}
 	return dialer.DialContext(ctx, "tcp", addr)
 }

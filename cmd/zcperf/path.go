@@ -126,7 +126,7 @@ func (p *path) transfer(ctx context.Context, m mode, t transfer) (result, error)
 	if m.c != nil {
 		return m.c.transfer(ctx, p, t)
 	}
-	c, err := p.dial(ctx, p.addr)
+	c, err := p.dial(ctx, p.addr, t.congestion)
 	if err != nil {
 		return result{}, err
 	}

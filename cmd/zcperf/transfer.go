@@ -66,12 +66,6 @@ type result struct {
 
 // over makes the transfer over a new connection, which it closes.
 func (t transfer) over(ctx context.Context, c net.Conn, m mode) (result, error) {
-	if t.congestion != "" {
-		if err := setCongestion(c, t.congestion); err != nil {
-			c.Close()
-			return result{}, err
-		}
-	}
 	control := congestion(c)
 	s, err := openSender(m, c)
 	if err != nil {

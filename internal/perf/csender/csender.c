@@ -71,7 +71,10 @@ static double now(clockid_t clock)
 	return t.tv_sec + t.tv_nsec / 1e9;
 }
 
-/* dial connects as package net does: with TCP_NODELAY. */
+/*
+ * dial connects as package net does: with TCP_NODELAY. The control is set before,
+ * because a connection that begins with BBR goes on pacing under another one.
+ */
 static int dial(const char *host, const char *port, const char *control)
 {
 	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST }, *addr;
@@ -83,13 +86,13 @@ static int dial(const char *host, const char *port, const char *control)
 	}
 	if ((fd = socket(addr->ai_family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP)) < 0)
 		die("socket");
+	if (strcmp(control, "-") && setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control, strlen(control)))
+		die("setsockopt TCP_CONGESTION");
 	if (connect(fd, addr->ai_addr, addr->ai_addrlen))
 		die("connect");
 	freeaddrinfo(addr);
 	if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one))
 		die("setsockopt TCP_NODELAY");
-	if (strcmp(control, "-") && setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, control, strlen(control)))
-		die("setsockopt TCP_CONGESTION");
 	if (zerocopy && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &one, sizeof one))
 		die("setsockopt SO_ZEROCOPY");
 	return fd;
