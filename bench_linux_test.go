@@ -28,9 +28,10 @@ import (
 // On a machine that changes its pace, many runs with -count 1 compare better than one run with a higher count, which
 // repeats one mode before it comes to the next.
 //
-// Beside the time each reports processor seconds per 10^9 bytes, of this process (cpu-s/GB) and of the whole system
-// (sys-cpu-s/GB). The latter has the receiver in it, also the part of the kernel's work that is charged to nobody, and
-// whatever else the machine does. The receiver is in a process of its own, as on another host it is, but that of BenchmarkRequestResponse.
+// Beside the time each reports processor seconds per 10^9 bytes, of this process (cpu-s/GB) and of the sender's side
+// (side-cpu-s/GB): what the machine was busy, less the receiving process and the thread of the link's receiving end. The
+// receiver is in a process of its own, as on another host it is, but that of BenchmarkRequestResponse.
+// ZCNET_BENCH_CONGESTION chooses the congestion control.
 
 // A benchLink is where a benchmark runs.
 type benchLink struct {
@@ -55,7 +56,7 @@ func onEachBenchLink(b *testing.B, bench func(b *testing.B, on benchLink)) {
 		bench(b, benchLink{"lab", pair, func(t testing.TB) (net.Listener, dialer) {
 			l, err := link.Receiver.ListenAddr("tcp4", net.JoinHostPort(link.Receiver.IPv4().String(), "0"))
 			check(t, err)
-			return l, link.Sender
+			return l, labDialer{link}
 		}})
 	})
 }
@@ -146,12 +147,19 @@ func byteSize(n int) string {
 	return fmt.Sprintf("%dB", n)
 }
 
-// measured runs op, which sends bytes bytes, as long as the benchmark lasts, and settle, which waits until all has
-// arrived, and reports processor time.
-func measured(b *testing.B, bytes int64, op, settle func() error) {
+// measured runs op, which sends bytes bytes over c, as long as the benchmark
+// lasts, and settle, which waits until all has arrived, and reports processor
+// time.
+func measured(b *testing.B, c *crowd, bytes int64, op, settle func() error) {
 	b.Helper()
+	stop, err := perf.StartIdlers()
+	check(b, err)
+	defer stop()
 	b.SetBytes(bytes)
-	process, system := processorTimes(b)
+	clock := c.side()
+	side, err := clock.Read()
+	check(b, err)
+	process := processTime(b)
 	for b.Loop() {
 		check(b, op())
 	}
@@ -159,18 +167,17 @@ func measured(b *testing.B, bytes int64, op, settle func() error) {
 	check(b, settle())
 	b.StopTimer()
 	gb := float64(bytes) * float64(b.N) / 1e9
-	processEnd, systemEnd := processorTimes(b)
-	b.ReportMetric((processEnd-process).Seconds()/gb, "cpu-s/GB")
-	b.ReportMetric((systemEnd-system).Seconds()/gb, "sys-cpu-s/GB")
+	b.ReportMetric((processTime(b)-process).Seconds()/gb, "cpu-s/GB")
+	end, err := clock.Read()
+	check(b, err)
+	b.ReportMetric(end.Sub(side).Side.Seconds()/gb, "side-cpu-s/GB")
 }
 
-func processorTimes(b *testing.B) (process, system time.Duration) {
+func processTime(b *testing.B) time.Duration {
 	b.Helper()
 	process, err := perf.ProcessTime()
 	check(b, err)
-	system, err = perf.SystemTime()
-	check(b, err)
-	return process, system
+	return process
 }
 
 // arrived waits until the peer's kernel has acknowledged what was sent over c.
@@ -191,10 +198,10 @@ func arrived(c *net.TCPConn) error {
 	}
 }
 
-// discarded returns the sending end of a connection whose other end drops what arrives.
-func (on benchLink) discarded(b *testing.B) *net.TCPConn {
+// discarded returns a connection whose other end drops what arrives.
+func (on benchLink) discarded(b *testing.B) *crowd {
 	l, d := on.listen(b)
-	return newCrowd(b, 1, "discard", l, d).near[0]
+	return newCrowd(b, 1, "discard", l, d)
 }
 
 // BenchmarkWrite sends by one call after the other, from memory that is cycled through.
@@ -204,10 +211,11 @@ func BenchmarkWrite(b *testing.B) {
 		for _, size := range []int{4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 16 << 20} {
 			for _, mode := range []benchMode{modeCopy, modeNaive, modeZcnet} {
 				b.Run(fmt.Sprintf("size=%s/mode=%s", byteSize(size), mode.name), func(b *testing.B) {
-					near := on.discarded(b)
+					c := on.discarded(b)
+					near := c.near[0]
 					s := mode.open(b, near)
 					memory := cycle{p: region}
-					measured(b, int64(size), func() error { return s.send(memory.next(size)) },
+					measured(b, c, int64(size), func() error { return s.send(memory.next(size)) },
 						func() error { return errors.Join(s.flush(), arrived(near)) })
 				})
 			}
@@ -221,9 +229,10 @@ func BenchmarkCopy(b *testing.B) {
 	onEachBenchLink(b, func(b *testing.B, on benchLink) {
 		for _, mode := range []benchMode{modeCopy, modeZcnet} {
 			b.Run("mode="+mode.name, func(b *testing.B) {
-				near := on.discarded(b)
+				c := on.discarded(b)
+				near := c.near[0]
 				s := mode.open(b, near)
-				measured(b, int64(region.Len()), func() error {
+				measured(b, c, int64(region.Len()), func() error {
 					_, err := io.Copy(s.Conn, struct{ io.Reader }{bytes.NewReader(region.Bytes())})
 					return err
 				}, func() error { return errors.Join(s.flush(), arrived(near)) })
@@ -342,7 +351,7 @@ func benchCrowd(b *testing.B, c *crowd, mode benchMode, region Pinned, size int)
 		check(b, op())
 	}
 	before := retransmits(b, c.near)
-	measured(b, crowdOp, op, func() error {
+	measured(b, c, crowdOp, op, func() error {
 		var errs []error
 		for i, s := range senders {
 			errs = append(errs, s.flush(), arrived(c.near[i]))

@@ -13,7 +13,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/zcnet-go/zcnet/internal/lab"
 	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
@@ -28,21 +32,61 @@ const (
 	crowdSizeEnv = "ZCNET_TEST_CROWD_SIZE"
 )
 
-// dialer makes connections to a listener.
+// A dialer makes connections to a listener, starts the process that serves it,
+// and tells what the receiving end has used of the processors beside that
+// process.
 type dialer interface {
 	Dial(ctx context.Context, network, addr string) (net.Conn, error)
+	StartReceiver(cmd *exec.Cmd) error
+	ReceivingTime() (time.Duration, error)
 }
 
 type loopbackDialer struct{}
 
 func (loopbackDialer) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return dialPlain(ctx, network, addr)
+}
+
+func (loopbackDialer) StartReceiver(cmd *exec.Cmd) error     { return cmd.Start() }
+func (loopbackDialer) ReceivingTime() (time.Duration, error) { return 0, nil }
+
+// A labDialer is the sender of a link, and starts processes on the processor of
+// the receiving end.
+type labDialer struct{ *lab.Link }
+
+func (d labDialer) Dial(ctx context.Context, network, addr string) (c net.Conn, err error) {
+	err = d.Sender.Do(func() error {
+		c, err = dialPlain(ctx, network, addr)
+		return err
+	})
+	return c, err
+}
+
+// congestionEnv names the congestion control of what benchmarks send over. It is
+// set before connecting: one that is replaced on a connection can leave its
+// pacing behind, as BBR does (sk_pacing_status in net/ipv4/tcp_bbr.c).
+const congestionEnv = "ZCNET_BENCH_CONGESTION"
+
+func dialPlain(ctx context.Context, network, addr string) (net.Conn, error) {
 	var d net.Dialer
+	d.SetMultipathTCP(false)
+	if name := os.Getenv(congestionEnv); name != "" {
+		d.Control = func(_, _ string, raw syscall.RawConn) (err error) {
+			if ctlErr := raw.Control(func(fd uintptr) {
+				err = os.NewSyscallError("setsockopt TCP_CONGESTION", unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name))
+			}); ctlErr != nil {
+				return ctlErr
+			}
+			return err
+		}
+	}
 	return d.DialContext(ctx, network, addr)
 }
 
 // A crowd is many connections to one receiving process.
 type crowd struct {
 	near     []*net.TCPConn
+	dialer   dialer
 	receiver *exec.Cmd
 	out      bytes.Buffer
 	ended    sync.Once
@@ -58,12 +102,12 @@ func newCrowd(t testing.TB, n int, child string, l net.Listener, d dialer, env .
 	f, err := l.(*net.TCPListener).File()
 	check(t, err)
 	defer f.Close()
-	c := &crowd{near: make([]*net.TCPConn, 0, n), receiver: exec.Command(os.Args[0])}
+	c := &crowd{dialer: d, near: make([]*net.TCPConn, 0, n), receiver: exec.Command(os.Args[0])}
 	c.receiver.Env = append(os.Environ(), childEnv+"="+child, fmt.Sprintf("%s=%d", crowdEnv, n))
 	c.receiver.Env = append(c.receiver.Env, env...)
 	c.receiver.ExtraFiles = []*os.File{f}
 	c.receiver.Stdout, c.receiver.Stderr = &c.out, &c.out
-	check(t, c.receiver.Start())
+	check(t, d.StartReceiver(c.receiver))
 	t.Cleanup(func() {
 		for _, near := range c.near {
 			near.Close()
@@ -80,6 +124,14 @@ func newCrowd(t testing.TB, n int, child string, l net.Listener, d dialer, env .
 		c.near = append(c.near, near.(*net.TCPConn))
 	}
 	return c
+}
+
+// side returns the clock of the sender's side.
+func (c *crowd) side() *perf.SideClock {
+	return &perf.SideClock{Apart: []perf.Clock{
+		c.dialer.ReceivingTime,
+		func() (time.Duration, error) { return perf.ProcessTimeOf(c.receiver.Process.Pid) },
+	}}
 }
 
 // wait returns when the receiver has ended, and with what.

@@ -68,15 +68,13 @@ type errorQueue struct {
 	data    [4096]byte
 	calls   uint64 // system calls
 
-	s     *socket
-	reap  func(fd uintptr) // e.reapSocket, bound once
-	drain func(fd uintptr) // the same, but who reads it next stays as it is
+	s    *socket
+	reap func(fd uintptr) // e.reapSocket, bound once
 }
 
 var errorQueues = sync.Pool{New: func() any {
 	e := &errorQueue{news: make([]completion, 0, 64)}
 	e.reap = e.reapSocket
-	e.drain = func(fd uintptr) { e.drainAll(e.s, fd) }
 	return e
 }}
 
@@ -84,19 +82,8 @@ var errorQueues = sync.Pool{New: func() any {
 // the same queue only, and for Config.ErrorQueue.
 func (s *socket) reap() {
 	e := errorQueues.Get().(*errorQueue)
-	e.on(s, e.reap)
-}
-
-// drainNow reads the error queue, and leaves it at that.
-func (s *socket) drainNow() {
-	e := errorQueues.Get().(*errorQueue)
-	e.on(s, e.drain)
-}
-
-// on calls f with a descriptor of s. e is not used any more.
-func (e *errorQueue) on(s *socket, f func(fd uintptr)) {
 	e.s = s
-	err := s.control(f)
+	err := s.control(e.reap)
 	e.s = nil
 	errorQueues.Put(e)
 	if err != nil && !s.ledger().isClosed() {

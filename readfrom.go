@@ -27,8 +27,8 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 }
 
 const (
-	readBufferSize  = smallCall // longer ones leave the caches before they come back
-	readBufferCount = 128       // of the process: 15 MiB of address space, touched as needed
+	readBufferSize  = 256 << 10 // each comes back by itself when it was sent
+	readBufferCount = 64        // of the process: 16 MiB of address space, touched as needed
 	// longestReadBuffer is the longest threshold for which a connection gets buffers of its own. Longer ones it copies.
 	longestReadBuffer = 4 << 20
 )
@@ -77,9 +77,6 @@ func (c *Conn) sendFrom(r io.Reader) (total int64, err error) {
 		var n int64
 		n, err = c.sendThrough(c.s.readBuffer(), r)
 		total += n
-		if !c.s.pathCopies() {
-			c.s.drainNow() // a buffer that comes back now is still in the caches when it is used again
-		}
 	}
 	if err == io.EOF {
 		err = nil

@@ -40,7 +40,6 @@ func (s *socket) drain(uintptr) uint64                { return 0 }
 func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }
 func (s *socket) tryRead([]byte) (int, error)         { return 0, errNoZeroCopy }
 func (s *socket) await()                              {}
-func (s *socket) drainNow()                           {}
 func (s *socket) detachOwn()                          {}
 func awaitMemory() (stop func())                      { return func() {} }
 func (s *socket) close() error                        { return s.tc.Close() }
