@@ -28,7 +28,10 @@
 // [Link.StartBeside]. What sending costs the host is then what the machine was
 // busy, less what the thread ([Link.ReceivingTime]) and the receiving process
 // used. The processor time of the sending process alone is less: it leaves out
-// what the kernel sends from timers and acknowledgements.
+// what the kernel sends from timers and acknowledgements. Left out of both is
+// what it sends because the thread frees a frame (tcp_wfree in
+// net/ipv4/tcp_output.c), a few hundredths of the whole: a card would have that
+// done by its completion interrupt, on the sending host.
 //
 // With one processor, or where the kernel refuses, the link works inline as by
 // default, and [Link.Inline] says why. [NewInline] asks for that.

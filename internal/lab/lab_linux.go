@@ -47,8 +47,8 @@ var copyingLink = []step{
 	{"create the veth pair", "CAP_NET_ADMIN", (*Link).plugIn},
 	{"configure the sender", "CAP_NET_ADMIN", func(l *Link) error { return l.Sender.Do(l.Sender.configure) }},
 	{"configure the receiver", "CAP_NET_ADMIN", func(l *Link) error { return l.Receiver.Do(l.Receiver.configure) }},
-	{"wait for the sender's carrier", "CAP_NET_ADMIN", func(l *Link) error { return l.Sender.Do(awaitCarrier) }},
-	{"wait for the receiver's carrier", "CAP_NET_ADMIN", func(l *Link) error { return l.Receiver.Do(awaitCarrier) }},
+	{"wait for the sender", "CAP_NET_ADMIN", func(l *Link) error { return l.Sender.Do(l.Sender.await) }},
+	{"wait for the receiver", "CAP_NET_ADMIN", func(l *Link) error { return l.Receiver.Do(l.Receiver.await) }},
 }
 
 // copyFreeLink goes on to what makes the cable copy-free.
@@ -173,22 +173,48 @@ func addAddress(prefix netip.Prefix) error {
 	})
 }
 
-// awaitCarrier waits until the cable's end in the thread's namespace can send.
-// It cannot yet when the other end has just come up: a device starts sending
-// after the link watch has run, asynchronously (linkwatch_do_dev in
-// net/core/link_watch.c), and what TCP sends before that is lost and costs a
-// retransmission timeout.
-func awaitCarrier() error {
+// await waits until the host can send and receive. It has to be called inside
+// the host. What TCP or neighbor discovery sends before that is lost, and
+// repeated a second later only.
+func (h *Host) await() error {
+	if err := awaitThat(device+" is up", carrierIsUp); err != nil {
+		return err
+	}
+	return awaitThat(h.IPv6().String()+" has a route", h.takesIPv6)
+}
+
+// awaitThat waits until isSo says so.
+func awaitThat(what string, isSo func() (bool, error)) error {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		link, err := netlink.LinkByName(device)
-		if err != nil {
+		if so, err := isSo(); so || err != nil {
 			return err
 		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
 	}
-	return fmt.Errorf("%s is still down after %v", device, patience)
+	return fmt.Errorf("after %v it is still not so that %s", patience, what)
+}
+
+// carrierIsUp tells whether the cable's end in the thread's namespace can send.
+// It cannot yet when the other end has just come up: a device starts sending
+// after the link watch has run, asynchronously (linkwatch_do_dev in
+// net/core/link_watch.c).
+func carrierIsUp() (bool, error) {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return false, err
+	}
+	return link.Attrs().OperState == netlink.OperUp, nil
+}
+
+// takesIPv6 tells whether packets to the host's IPv6 address are taken for its
+// own. They are once the address has a local route, which the kernel adds
+// asynchronously, even without duplicate address detection, after joining the
+// group for neighbor discovery (addrconf_dad_work in net/ipv6/addrconf.c).
+func (h *Host) takesIPv6() (bool, error) {
+	routes, err := netlink.RouteGet(h.IPv6().AsSlice())
+	if errors.Is(err, unix.ENETUNREACH) {
+		return false, nil
+	}
+	return len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, err
 }
 
 // attachXDP attaches the program to the cable's end in the thread's namespace.

@@ -12,9 +12,10 @@ func TestNewSaysWhyNotElsewhere(t *testing.T) {
 	if runtime.GOOS == "linux" {
 		t.Skip("this is Linux")
 	}
-	l, err := New()
-	if l != nil || !errors.Is(err, errors.ErrUnsupported) {
-		t.Fatalf("New() = %v, %v; want nil and an error that is errors.ErrUnsupported", l, err)
+	for name, build := range map[string]func() (*Link, error){"New": New, "NewInline": NewInline} {
+		if l, err := build(); l != nil || !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%s() = %v, %v; want nil and an error that is errors.ErrUnsupported", name, l, err)
+		}
 	}
 }
 

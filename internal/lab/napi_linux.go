@@ -20,15 +20,20 @@ func (l *Link) workApart() error {
 	if err != nil {
 		return err
 	}
+	return l.settle(napi)
+}
+
+// settle separates the link's ends, or leaves it inline.
+func (l *Link) settle(napi int) error {
 	before := *l
-	err = l.separate(napi)
-	if err == nil {
+	refusal, err := l.separate(napi)
+	if refusal == nil {
 		l.inline = ""
-		return nil
+		return err
 	}
 	*l = before
-	l.inline = err.Error()
-	return l.putBack()
+	l.inline = refusal.Error()
+	return err
 }
 
 // receivingNAPI returns the ID of the NAPI instance by which the receiving end
@@ -47,21 +52,31 @@ func (l *Link) receivingNAPI() (id int, err error) {
 	return id, err
 }
 
-// separate does what workApart is to do, as far as it can.
-func (l *Link) separate(napi int) (err error) {
+// separate does what workApart is to do. The refusal says why it could not; err
+// is for a link that is neither apart nor inline.
+func (l *Link) separate(napi int) (refusal, err error) {
 	last := len(l.sendingCPUs) - 1
 	if last < 1 {
-		return errors.New("the receiving end needs a processor of its own, and this process may use only one")
+		return errors.New("the receiving end needs a processor of its own, and this process may use only one"), nil
 	}
 	l.sendingCPUs, l.receivingCPUs = l.sendingCPUs[:last], l.sendingCPUs[last:]
-	if err := l.Receiver.Do(func() error { return setThreaded(true) }); err != nil {
-		return fmt.Errorf("give the receiving end a thread: %w", err)
+	if err := l.Receiver.Do(func() error { return setThreaded("1") }); err != nil {
+		return fmt.Errorf("give the receiving end a thread: %w", err), nil
 	}
+	if refusal := l.place(napi); refusal != nil {
+		return refusal, l.Receiver.Do(func() error { return setThreaded("0") })
+	}
+	return nil, nil
+}
+
+// place moves the receiving end's thread to its processor, and the sender's
+// acknowledgements to the others.
+func (l *Link) place(napi int) (err error) {
 	if l.thread, err = findThread(napi); err != nil {
 		return fmt.Errorf("find the receiving end's thread: %w", err)
 	}
 	if err := setAffinity(l.thread, l.receivingCPUs); err != nil {
-		return fmt.Errorf("move the receiving end's thread to processor %d: %w", l.receivingCPUs[0], err)
+		return fmt.Errorf("move the receiving end's thread to processors %v: %w", l.receivingCPUs, err)
 	}
 	if err := l.Sender.Do(func() error { return steerPackets(l.sendingCPUs) }); err != nil {
 		return fmt.Errorf("steer acknowledgements to processors %v: %w", l.sendingCPUs, err)
@@ -69,23 +84,11 @@ func (l *Link) separate(napi int) (err error) {
 	return nil
 }
 
-// putBack takes back what separate has set before it failed.
-func (l *Link) putBack() error {
-	err := l.Receiver.Do(func() error { return setThreaded(false) })
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errors.ErrUnsupported) {
-		return nil
-	}
-	return err
-}
-
-// setThreaded sets whether the cable's end in the thread's namespace has threads
-// for its NAPI instances. Only those exist that are in use, so the XDP program
-// has to be attached (veth_xdp_set in drivers/net/veth.c).
-func setThreaded(threaded bool) error {
-	value := "0"
-	if threaded {
-		value = "1"
-	}
+// setThreaded sets whether, "1" or "0", the cable's end in the thread's
+// namespace has threads for its NAPI instances. Only those exist that are in
+// use, so the XDP program has to be attached (veth_xdp_set in
+// drivers/net/veth.c).
+func setThreaded(value string) error {
 	err := writeDevice("threaded", value)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w (threaded NAPI needs Linux 5.12)", err)
@@ -215,7 +218,11 @@ func (l *Link) receivingTime() (used time.Duration, err error) {
 func processTime(pid int) (time.Duration, error) {
 	const cpuclockSched = 2 // CPUCLOCK_SCHED, there too.
 	var used unix.Timespec
-	if err := unix.ClockGettime(int32(^pid<<3|cpuclockSched), &used); err != nil {
+	err := unix.ClockGettime(int32(^pid<<3|cpuclockSched), &used)
+	if err == unix.EINVAL {
+		return 0, os.ErrProcessDone
+	}
+	if err != nil {
 		return 0, os.NewSyscallError("clock_gettime", err)
 	}
 	return time.Duration(used.Nano()), nil

@@ -45,13 +45,9 @@ var (
 // receiving end worked apart.
 func (l *Link) prove() error {
 	for _, to := range []netip.Addr{l.Receiver.IPv4(), l.Receiver.IPv6()} {
-		before, err := l.ReceivingTime()
-		if err != nil {
-			return err
-		}
 		o, err := l.transfer(to)
 		if err == nil {
-			err = l.judge(o, before)
+			err = l.judge(o)
 		}
 		if err != nil {
 			return fmt.Errorf("send to %v: %w", to, err)
@@ -61,23 +57,18 @@ func (l *Link) prove() error {
 }
 
 // judge fails if the outcome of a transfer is not that of the link that l is
-// said to be. Before it the receiving end's thread had used so much time.
-func (l *Link) judge(o outcome, before time.Duration) error {
-	if o.copied > 0 {
+// said to be.
+func (l *Link) judge(o outcome) error {
+	switch {
+	case o.copied > 0:
 		return fmt.Errorf("%w %d of %d sends", errCopied, o.copied, o.sends)
-	}
-	if l.inline != "" {
+	case l.inline != "":
 		return nil
-	}
-	// The thread has gone to sleep at least once, between the packets by which
-	// the connection was made, and its time been brought up to date.
-	if after, err := l.ReceivingTime(); err != nil || after <= before {
-		return errors.Join(errIdle, err)
-	}
-	if !slices.Contains(l.receivingCPUs, o.dataCPU) {
+	case o.receivingTime <= 0:
+		return errIdle
+	case !slices.Contains(l.receivingCPUs, o.dataCPU):
 		return fmt.Errorf("data were %w: %d, want %v", errElsewhere, o.dataCPU, l.receivingCPUs)
-	}
-	if !slices.Contains(l.sendingCPUs, o.ackCPU) {
+	case !slices.Contains(l.sendingCPUs, o.ackCPU):
 		return fmt.Errorf("acknowledgements were %w: %d, want one of %v", errElsewhere, o.ackCPU, l.sendingCPUs)
 	}
 	return nil
@@ -85,8 +76,14 @@ func (l *Link) judge(o outcome, before time.Duration) error {
 
 // outcome is what is known of a transfer.
 type outcome struct {
-	sends  uint32 // How often was sent.
-	copied uint32 // How many of the sends the kernel copied.
+	sends  uint32 // How many sends it took.
+	copied uint32 // How many of them the kernel copied.
+
+	// receivingTime is how much processor time the receiving end's thread used.
+	// That is more than nothing if it did the work: it has waited at least once,
+	// for the sender's answer while the connection was made, and the kernel
+	// brings the time up to date when a thread waits.
+	receivingTime time.Duration
 
 	dataCPU int // The processor that handled the receiver's last packet.
 	ackCPU  int // The processor that handled the sender's last packet.
@@ -94,6 +91,10 @@ type outcome struct {
 
 // transfer sends proofBytes from Sender to Receiver at address to.
 func (l *Link) transfer(to netip.Addr) (o outcome, err error) {
+	before, err := l.ReceivingTime()
+	if err != nil {
+		return o, err
+	}
 	deadline := time.Now().Add(patience)
 	conns, err := l.connect(to, deadline)
 	if err != nil {
@@ -101,22 +102,35 @@ func (l *Link) transfer(to netip.Addr) (o outcome, err error) {
 	}
 	hangUp := conns.discard()
 	defer hangUp()
-	raw, err := conns.dialed.SyscallConn()
+	if o.sends, o.copied, err = conns.sendProof(deadline); err != nil {
+		return o, err
+	}
+	after, err := l.ReceivingTime()
 	if err != nil {
 		return o, err
 	}
-	// On the heap for its size, hence in one place for the kernel to read.
-	if o.sends, err = sendZeroCopy(raw, make([]byte, proofBytes)); err != nil {
-		return o, err
-	}
-	if o.copied, err = awaitCompletions(raw, o.sends, deadline); err != nil {
-		return o, err
-	}
+	o.receivingTime = after - before
 	if o.dataCPU, err = socketOption(conns.accepted, unix.SO_INCOMING_CPU); err != nil {
 		return o, err
 	}
 	o.ackCPU, err = socketOption(conns.dialed, unix.SO_INCOMING_CPU)
 	return o, err
+}
+
+// sendProof sends proofBytes. It returns the number of sends and how many of
+// them the kernel copied.
+func (c connection) sendProof(deadline time.Time) (sends, copied uint32, err error) {
+	raw, err := c.dialed.SyscallConn()
+	if err != nil {
+		return 0, 0, err
+	}
+	// On the heap for its size, hence in one place for the kernel to read.
+	sends, err = sendZeroCopy(raw, make([]byte, proofBytes))
+	if err != nil {
+		return sends, 0, err
+	}
+	copied, err = awaitCompletions(raw, sends, deadline)
+	return sends, copied, err
 }
 
 // socketOption returns the value of an option of a socket.
