@@ -51,8 +51,8 @@ func TestSideClockCountsWork(t *testing.T) {
 		}
 		spent = now - begun
 	}
-	// A hypervisor may take some of it away, and account for that elsewhere.
-	if spent := readSide(t, &c).Sub(before); spent.Machine < work/2 || spent.Side != spent.Machine {
+	// The clocks differ by a hundredth of a second at most.
+	if spent := readSide(t, &c).Sub(before); spent.Machine < work*9/10 || spent.Side != spent.Machine {
 		t.Errorf("while this process worked for %v, the machine did for %v and the side for %v; want as long, and the same", work, spent.Machine, spent.Side)
 	}
 }
