@@ -2,66 +2,73 @@ package main
 
 import "testing"
 
-// onePoint returns the point of a size at which plain Write has 1 GB/s for 1 s of processor time per GB.
-func onePoint(n size, rate, cpu float64) point {
-	one := 1.0
-	return point{
-		size:   n,
-		copied: result{Bytes: 1000, GBPerS: 1, ProcCPU: &one},
-		zc:     result{Bytes: 1000, GBPerS: rate, ProcCPU: &cpu, counts: counts{ZeroCopied: 1000}},
+// onePoint returns the point of a size at which zcnet sends everything without a
+// copy, with these ratios to plain Write.
+func onePoint(n size, side, proc, throughput *spread) point {
+	p := point{result: result{Size: n, Bytes: 1000, counts: counts{ZeroCopied: 1000}}}
+	for _, ratio := range []struct {
+		spread            *spread
+		low, median, high **float64
+	}{
+		{side, &p.SideLow, &p.Side, &p.SideHigh},
+		{proc, &p.ProcLow, &p.Proc, &p.ProcHigh},
+		{throughput, &p.ThroughputLow, &p.Throughput, &p.ThroughputHigh},
+	} {
+		if ratio.spread != nil {
+			*ratio.low, *ratio.median, *ratio.high = &ratio.spread.low, &ratio.spread.median, &ratio.spread.high
+		}
 	}
+	return p
 }
 
 func TestPays(t *testing.T) {
+	var (
+		less    = &spread{0.6, 0.7, 0.8}
+		level   = &spread{0.9, 0.98, 1.1}
+		more    = &spread{1.1, 1.2, 1.3}
+		unknown *spread
+	)
 	for _, test := range []struct {
-		name      string
-		rate, cpu float64 // as multiples of plain Write's
-		want      bool
+		name                   string
+		side, proc, throughput *spread
+		want                   bool
 	}{
-		{"clearly faster", 1.5, 0.5, true},
-		{"clearly faster at a price", 1.04, 2, true},
-		{"clearly slower", 0.5, 2, false},
-		{"clearly slower but cheaper", 0.96, 0.1, false},
-		{"level and cheaper", 1, 0.8, true},
-		{"level, a little slower and cheaper", 0.98, 0.8, true},
-		{"level and as cheap", 1, 1, true},
-		{"level, a little faster and a little dearer", 1.01, 1.02, true},
-		{"level, a little slower and as cheap", 0.99, 1, false},
-		{"level, a little faster and clearly dearer", 1.02, 1.2, false},
-		{"level and clearly dearer", 1, 1.2, false},
+		{"less CPU of the side", less, more, less, true},
+		{"more CPU of the side", more, less, more, false},
+		{"level, and faster", level, less, more, true},
+		{"level, and as fast", level, less, level, false},
+		{"level, and slower", level, less, less, false},
+		{"side unknown, less CPU of the process", unknown, less, less, true},
+		{"side unknown, more CPU of the process", unknown, more, more, false},
+		{"side unknown, level and faster", unknown, level, more, true},
+		{"no CPU known, faster", unknown, unknown, more, true},
+		{"no CPU known, slower", unknown, unknown, less, false},
+		{"no CPU known, as fast", unknown, unknown, level, false},
+		{"nothing known", unknown, unknown, unknown, false},
 	} {
-		if got := onePoint(1, test.rate, test.cpu).pays(); got != test.want {
-			t.Errorf("%s (%v times the throughput, %v times the time): pays = %v, want %v", test.name, test.rate, test.cpu, got, test.want)
+		if got := onePoint(1, test.side, test.proc, test.throughput).pays(); got != test.want {
+			t.Errorf("%s: pays = %v, want %v", test.name, got, test.want)
 		}
 	}
 }
 
-func TestPaysWithoutProcessorTime(t *testing.T) {
-	for rate, want := range map[float64]bool{1.01: true, 1: true, 0.99: false} {
-		p := onePoint(1, rate, 1)
-		p.copied.ProcCPU, p.zc.ProcCPU = nil, nil
-		if got := p.pays(); got != want {
-			t.Errorf("%v times the throughput: pays = %v, want %v", rate, got, want)
-		}
-	}
-}
-
-// What the kernel or the library copied is no gain of zero-copy, however fast it was.
+// What the kernel or the library copied is no gain of zero-copy, however little
+// it cost.
 func TestCopyingDoesNotPay(t *testing.T) {
-	p := onePoint(1, 2, 0.5)
-	p.zc.ZeroCopied = 400
+	p := onePoint(1, &spread{0.5, 0.5, 0.5}, nil, nil)
+	p.ZeroCopied = 400
 	if p.pays() {
-		t.Errorf("%d of %d bytes sent without a copy pay, want not", p.zc.ZeroCopied, p.zc.Bytes)
+		t.Errorf("%d of %d bytes sent without a copy pay, want not", p.ZeroCopied, p.Bytes)
 	}
 }
 
 func TestVerdict(t *testing.T) {
 	const k = 1 << 10
-	yes := func(n size) point { return onePoint(n, 1.2, 0.8) }
-	no := func(n size) point { return onePoint(n, 0.8, 1.2) }
+	yes := func(n size) point { return onePoint(n, &spread{0.7, 0.8, 0.9}, nil, nil) }
+	no := func(n size) point { return onePoint(n, &spread{1.1, 1.2, 1.3}, nil, nil) }
 	copied := func(n size) point {
-		p := onePoint(n, 1.2, 0.8)
-		p.zc.counts = counts{MaybeCopied: 1000, whyCopied: "the kernel copies"}
+		p := yes(n)
+		p.counts = counts{MaybeCopied: 1000, whyCopied: "the kernel copies"}
 		return p
 	}
 	for _, test := range []struct {

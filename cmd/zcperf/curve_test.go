@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -54,22 +55,23 @@ func parseSVG(t *testing.T, name string) []string {
 	return textsOf(t, svg)
 }
 
-func TestCurve(t *testing.T) {
+func TestCurves(t *testing.T) {
 	var rows []row
 	for _, n := range sweepSizes() {
-		for i, m := range modes() {
-			rows = append(rows, row{result: result{Mode: m.name, Size: n, GBPerS: float64(i + 1)}})
+		for i, m := range usualModes(nil) {
+			rows = append(rows, row{result: result{Mode: m.name, Size: n, GBPerS: float64(i + 1), SideCPU: new(0.1 * float64(i+1))}})
 		}
 	}
-	svg, err := newCurve("to <host> & back", rows).svg()
+	svg, err := newCurves("to <host> & back", rows).svg()
 	if err != nil {
 		t.Fatal(err)
 	}
 	texts := textsOf(t, svg)
 	for _, want := range []string{
-		"to <host> & back", "size of one write", "GB/s",
-		"copy: plain Write", "naive: MSG_ZEROCOPY loop", "zcnet",
-		"0.0", "3.0", "4KiB", "16KiB", "64KiB", "256KiB", "1MiB", "4MiB", "16MiB",
+		"Processor time of the sender's side by size of write, to <host> & back", "s/GB", "0.3",
+		"Throughput by size of write, to <host> & back", "GB/s", "3.0",
+		"size of one write", "copy: plain Write", "naive: MSG_ZEROCOPY loop", "zcnet",
+		"4KiB", "16KiB", "64KiB", "256KiB", "1MiB", "4MiB", "16MiB",
 	} {
 		if !slices.Contains(texts, want) {
 			t.Errorf("the picture lacks %q, it has %q", want, texts)
@@ -80,14 +82,35 @@ func TestCurve(t *testing.T) {
 	}
 }
 
+// Where the side's time is not known the process's is drawn, and where neither
+// is there is no such panel.
+func TestCurvesWithoutProcessorTimes(t *testing.T) {
+	titles := func(rows ...row) (titles []string) {
+		for _, p := range newCurves("here", rows) {
+			titles = append(titles, p.title)
+		}
+		return titles
+	}
+	process := row{result: result{Mode: modeCopy, Size: 1, GBPerS: 1, ProcCPU: new(1.0)}}
+	nothing := row{result: result{Mode: modeZcnet, Size: 1, GBPerS: 1}}
+	const throughput = "Throughput by size of write, here"
+	if got, want := titles(process), []string{"Processor time of the sending process by size of write, here", throughput}; !slices.Equal(got, want) {
+		t.Errorf("the panels are %q, want %q", got, want)
+	}
+	if got, want := titles(process, nothing), []string{throughput}; !slices.Equal(got, want) {
+		t.Errorf("the panels are %q, want %q", got, want)
+	}
+}
+
 // A sweep of few sizes, or one that was interrupted, has a picture too.
-func TestCurveOfFewPoints(t *testing.T) {
+func TestCurvesOfFewPoints(t *testing.T) {
 	for _, rows := range [][]row{
 		{{result: result{Mode: "zcnet", Size: 64 << 10, GBPerS: 2}}},
 		{{result: result{Mode: "copy", Size: 100000, GBPerS: 2}}, {result: result{Mode: "zcnet", Size: 100000, GBPerS: 3}}},
 		{{result: result{Mode: "copy", Size: 1, GBPerS: 0.001}}, {result: result{Mode: "copy", Size: 3, GBPerS: 0.002}}},
+		{{result: result{Mode: "c", Size: 4096, GBPerS: 2, SideCPU: new(-0.001)}}}, // too short for the clocks
 	} {
-		svg, err := newCurve("few", rows).svg()
+		svg, err := newCurves("few", rows).svg()
 		if err != nil {
 			t.Errorf("%+v: %v", rows, err)
 			continue
@@ -95,6 +118,19 @@ func TestCurveOfFewPoints(t *testing.T) {
 		if texts := textsOf(t, svg); !slices.Contains(texts, lookOf(rows[0].Mode).name) {
 			t.Errorf("the picture of %+v has the texts %q, want %q among them", rows, texts, rows[0].Mode)
 		}
+	}
+}
+
+// Each mode has a look of its own.
+func TestLooks(t *testing.T) {
+	seen := make(map[string]string)
+	for _, m := range allModes(nil) {
+		l := lookOf(m.name)
+		key := fmt.Sprintf("%T %v", l.glyph, l.color)
+		if other, ok := seen[key]; ok {
+			t.Errorf("the modes %s and %s look alike: %s", other, m, key)
+		}
+		seen[key] = m.name
 	}
 }
 
@@ -122,7 +158,7 @@ func TestSizeTicks(t *testing.T) {
 	}
 }
 
-func TestRateTicks(t *testing.T) {
+func TestStepTicks(t *testing.T) {
 	for highest, want := range map[float64][]string{
 		4.34:  {"0", "1", "2", "3", "4"},
 		3:     {"0.0", "0.5", "1.0", "1.5", "2.0", "2.5", "3.0"},
@@ -133,7 +169,7 @@ func TestRateTicks(t *testing.T) {
 		0.012: {"0.000", "0.002", "0.004", "0.006", "0.008", "0.010", "0.012"},
 	} {
 		var labels []string
-		for _, tick := range rateTicks(highest) {
+		for _, tick := range stepTicks(highest) {
 			labels = append(labels, tick.Label)
 		}
 		if !slices.Equal(labels, want) {

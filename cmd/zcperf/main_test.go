@@ -75,7 +75,7 @@ func execute(t *testing.T, cmd *exec.Cmd) outcome {
 func TestWrongCommandLines(t *testing.T) {
 	for _, test := range []struct{ args, want string }{
 		{"frobnicate", `there is no command "frobnicate": it is one of bench, serve, send, sweep, probe`},
-		{"-frobnicate", "-frobnicate: the flags are -budget, -congestion, -json, -link, -mode, -region, -rounds, -size, -total"},
+		{"-frobnicate", "-frobnicate: the flags are -budget, -busy, -congestion, -json, -link, -memory, -mode, -read, -region, -rounds, -size, -total"},
 		{"bench extra", `unexpected argument "extra"`},
 		{"-size", "needs an argument: -size"},
 		{"-size 0", "must be more than 0"},
@@ -83,9 +83,15 @@ func TestWrongCommandLines(t *testing.T) {
 		{"-size 64KiB,", "want a whole number and perhaps a unit"},
 		{"-size 99999999T", "too large"},
 		{"-total 1.5GiB", "want a whole number and perhaps a unit"},
-		{"-mode fast", `there is no mode "fast": it is one of copy, naive, zcnet`},
+		{"-mode fast", `there is no mode "fast": it is one of copy, naive, zcnet, least, c, c-write`},
 		{"-mode copy,fast", `there is no mode "fast": it is one of copy, naive, zcnet`},
-		{"-link wifi", `there is no link "wifi": it is one of loopback, lab`},
+		{"-link wifi", `there is no link "wifi": it is one of loopback, lab, lab-inline`},
+		{"-memory tiny", `there is no memory "tiny": it is one of huge, small, heap`},
+		{"-memory huge,small", `there is no memory "huge,small"`},
+		{"-congestion ,", `"" is not a name`},
+		{"-congestion ../x", `"../x" is not a name`},
+		{"-busy=perhaps", "want true or false"},
+		{"-read=perhaps", "want true or false"},
 		{"-rounds 0", "want a whole number from 1 on"},
 		{"-rounds some", "want a whole number from 1 on"},
 		{"-budget 3", "want a time such as 25s"},
@@ -95,7 +101,9 @@ func TestWrongCommandLines(t *testing.T) {
 		{"serve -addr here", `"here" is not an address: want HOST:PORT`},
 		{"serve -addr localhost:http", "is not an address: want HOST:PORT"},
 		{"serve -addr localhost:0 -verify -discard", "exclude each other"},
-		{"serve -to localhost:1", "the flags are -addr, -discard, -verify"},
+		{"serve -addr localhost:0 -verify -raw", "exclude each other"},
+		{"serve -addr localhost:0 -raw=perhaps", "want true or false"},
+		{"serve -to localhost:1", "the flags are -addr, -discard, -raw, -verify"},
 		{"send", "-to HOST:PORT is missing"},
 		{"send -to localhost", "is not an address: want HOST:PORT"},
 		{"send -to localhost:0", "lacks a host or a port"},
@@ -103,11 +111,14 @@ func TestWrongCommandLines(t *testing.T) {
 		{"send -to localhost:65536", "is not an address: want HOST:PORT"},
 		{"send -to localhost:1 -mode copy,naive", "it is one of copy, naive, zcnet"},
 		{"send -to localhost:1 -size 2MiB -region 1MiB", "does not fit"},
+		{"send -to localhost:1 -memory tiny", `there is no memory "tiny"`},
+		{"sweep -congestion cubic/bbr", "is not a name"},
+		{"sweep -link lab,lab-inline", `there is no link "lab,lab-inline"`},
 		{"sweep extra", `unexpected argument "extra"`},
-		{"sweep -frobnicate", "the flags are -budget, -congestion, -json, -link, -mode, -region, -rounds, -size, -svg, -to, -total"},
+		{"sweep -frobnicate", "the flags are -budget, -busy, -congestion, -json, -link, -memory, -mode, -read, -region, -rounds, -size, -svg, -to, -total"},
 		{"sweep -to localhost", "is not an address: want HOST:PORT"},
 		{"sweep -to localhost:1 -link lab", "-to and -link exclude each other"},
-		{"sweep -link loopback,lab", `there is no link "loopback,lab": it is one of loopback, lab`},
+		{"sweep -link loopback,lab", `there is no link "loopback,lab": it is one of loopback, lab, lab-inline`},
 		{"sweep -mode naive,zcnet", "-mode lacks copy or zcnet"},
 		{"sweep -mode copy", "-mode lacks copy or zcnet"},
 		{"sweep -size 64KiB,2MiB -region 1MiB", "a write of 2MiB does not fit -region 1MiB"},
@@ -133,8 +144,9 @@ func TestHelp(t *testing.T) {
 		"-help":       "zcperf serve -addr HOST:PORT",
 		"--help":      "zcperf serve -addr HOST:PORT",
 		"bench -h":    "-rounds number",
+		"bench -help": "c is a MSG_ZEROCOPY loop in C",
 		"-json -help": "-rounds number",
-		"serve -h":    "-verify",
+		"serve -h":    "-raw",
 		"send -h":     "-region size",
 		"sweep -h":    "-svg file",
 		"probe -h":    "usage: zcperf probe [HOST:PORT]",
@@ -174,16 +186,19 @@ func TestFailuresAreOneLine(t *testing.T) {
 
 // fields are what every object of -json has.
 var fields = []string{
-	"link", "mode", "size", "bytes", "seconds", "gb_per_s", "proc_cpu_s_per_gb", "sys_cpu_s_per_gb", "sends",
+	"link", "mode", "size", "memory", "busy", "receiver", "bytes", "seconds", "gb_per_s",
+	"side_cpu_s_per_gb", "proc_cpu_s_per_gb", "sys_cpu_s_per_gb", "sends",
 	"zerocopied_bytes", "maybe_copied_bytes", "copied_bytes", "enobufs", "allocs_per_write",
+	"side_ratio", "side_ratio_low", "side_ratio_high", "proc_ratio", "proc_ratio_low", "proc_ratio_high",
+	"throughput_ratio", "throughput_ratio_low", "throughput_ratio_high",
 }
 
 // parseJSON parses the output of -json and checks that nothing is missing.
-func parseJSON(t *testing.T, stdout string) (results []result) {
+func parseJSON(t *testing.T, stdout string) (results []row) {
 	t.Helper()
 	for line := range strings.Lines(stdout) {
 		var object map[string]any
-		var r result
+		var r row
 		if err := json.Unmarshal([]byte(line), &object); err != nil {
 			t.Fatalf("%v: %s", err, line)
 		}
@@ -218,7 +233,7 @@ func TestBenchJSON(t *testing.T) {
 		if (r.Mode == "copy") != (r.Copied == r.Bytes) && r.Mode != "zcnet" {
 			t.Errorf("got %+v: %d bytes copied in mode %s", r, r.Copied, r.Mode)
 		}
-		if runtime.GOOS == "linux" && (r.ProcCPU == nil || r.SysCPU == nil) {
+		if runtime.GOOS == "linux" && (r.ProcCPU == nil || r.SysCPU == nil || r.SideCPU == nil) {
 			t.Errorf("got %+v, want processor times", r)
 		}
 	}
@@ -243,10 +258,11 @@ func TestBenchTable(t *testing.T) {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
 	lines := strings.Split(got.stdout, "\n")
-	if len(lines) < 6 || !strings.HasPrefix(lines[0], "link") || !strings.HasPrefix(lines[1], "loopback  1MiB") || lines[3] != "" {
-		t.Errorf("want a table of two lines below its head, got:\n%s", got.stdout)
+	if len(lines) < 8 || !strings.HasPrefix(lines[0], "On loopback the kernel copies whatever is sent") ||
+		!strings.HasPrefix(lines[2], "control") || lines[5] != "" {
+		t.Errorf("want a sentence and a table of two lines below its head, got:\n%s", got.stdout)
 	}
-	for _, want := range []string{"On loopback next to nothing is sent without a copy", "33 MB, all right"} {
+	for _, want := range []string{"1MiB       zcnet", "next to nothing is sent without a copy", "Its ratios to Write: ", "Ratios are to copy", "33 MB, all right"} {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("want %q in:\n%s", want, got.stdout)
 		}
@@ -262,10 +278,19 @@ func TestCongestionControl(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("it can be chosen on Linux only")
 	}
-	args := []string{"-link", "loopback", "-mode", "copy,zcnet", "-size", "64KiB", "-total", "1MiB", "-rounds", "1", "-congestion"}
-	got := execute(t, zcperf(t, append(args, "reno")...))
-	if got.status != cli.OK || !strings.Contains(got.stdout, " Congestion control was reno.") {
-		t.Errorf("status %d, stderr %q; want 0 and the name of the control in:\n%s", got.status, got.stderr, got.stdout)
+	args := []string{"-link", "loopback", "-mode", "copy,zcnet,c", "-size", "64KiB", "-total", "1MiB", "-rounds", "1", "-json", "-congestion"}
+	got := execute(t, zcperf(t, append(args, "reno,cubic,reno")...))
+	if strings.Contains(got.stderr, "this system has reno\n") {
+		t.Skip("there is but one")
+	}
+	var found []string
+	for _, r := range parseJSON(t, got.stdout) {
+		if r.Mode != "c" { // for which there may be no compiler
+			found = append(found, r.Control+" "+r.Mode)
+		}
+	}
+	if want := []string{"reno copy", "reno zcnet", "cubic copy", "cubic zcnet"}; got.status != cli.OK || !slices.Equal(found, want) {
+		t.Errorf("status %d, stderr %q, results %q; want 0 and %q", got.status, got.stderr, found, want)
 	}
 	got = execute(t, zcperf(t, append(args, "nosuch")...))
 	if got.status != cli.Failed || got.stdout != "" || !strings.Contains(got.stderr, `congestion control "nosuch"`) || !strings.Contains(got.stderr, "this system has") || !strings.Contains(got.stderr, "reno") {
@@ -283,7 +308,7 @@ func TestReceivingProcessEndsWhenItIsFired(t *testing.T) {
 	if !canHire {
 		t.Skip("processes cannot inherit a listener here")
 	}
-	_, fire, err := hire(l)
+	w, err := hireReceiver(l, (*exec.Cmd).Start)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +317,7 @@ func TestReceivingProcessEndsWhenItIsFired(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	fire()
+	w.fire()
 	c.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
 		t.Errorf("a connection to a receiver that has ended: %v, want it to have ended too", err)
@@ -313,30 +338,146 @@ func TestBenchDisabled(t *testing.T) {
 	}
 }
 
-// On the lab's link zcnet copies nothing, and says so.
+// On the lab's link nothing that is flagged is copied, and the time of the
+// sender's side is known, of senders in C too.
 func TestBenchLab(t *testing.T) {
-	lab.ForTest(t)
-	got := execute(t, zcperf(t, "-link", "lab", "-size", "1MiB", "-total", "64MiB", "-rounds", "1", "-json"))
+	inline := lab.ForTest(t).Inline()
+	got := execute(t, zcperf(t, "-link", "lab", "-mode", "copy,naive,least,zcnet,c,c-write", "-congestion", "cubic", "-size", "1MiB", "-total", "64MiB", "-rounds", "2", "-json"))
 	if got.status != cli.OK {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
 	results := parseJSON(t, got.stdout)
-	if len(results) != 3 {
-		t.Fatalf("got %d results, want 3: %s", len(results), got.stdout)
+	if want := 6 - strings.Count(got.stderr, "without mode c"); len(results) != want {
+		t.Fatalf("got %d results, want %d: %s", len(results), want, got.stdout)
 	}
 	for _, r := range results {
-		if r.Link != "lab" || r.Checked != r.Bytes || r.Wrong != 0 {
-			t.Errorf("got %+v, want a result of the lab, checked and right", r)
+		if r.Link != "lab" || r.Inline != inline || r.Control != "cubic" || r.Checked != r.Bytes || r.Wrong != 0 || r.Rounds != 2 {
+			t.Errorf("got %+v, want the median of 2 rounds over the lab's link, inline for %q, checked and right", r, inline)
 		}
-		if (r.Wakeups != nil) != (r.Mode == "zcnet") {
-			t.Errorf("mode %s: wake-ups per GB: %v, want them of zcnet only", r.Mode, r.Wakeups)
+		if (r.Wakeups != nil) != (r.Mode == modeZcnet) || (r.Syscalls != nil) != (r.Mode == modeZcnet) {
+			t.Errorf("mode %s: wake-ups %v and system calls %v per GB, want them of zcnet only", r.Mode, r.Wakeups, r.Syscalls)
 		}
-		if (r.Syscalls != nil) != (r.Mode == "zcnet") {
-			t.Errorf("mode %s: system calls per GB: %v, want them of zcnet only", r.Mode, r.Syscalls)
+		flagged := r.Mode != modeCopy && r.Mode != "c-write"
+		if want := map[bool]int64{true: r.Bytes}[flagged]; r.ZeroCopied != want || r.Copied != r.Bytes-want {
+			t.Errorf("mode %s: of %d bytes %d are sent without a copy and %d plainly, want %d and the rest", r.Mode, r.Bytes, r.ZeroCopied, r.Copied, want)
 		}
-		if want := map[string]int64{"naive": r.Bytes, "zcnet": r.Bytes}[r.Mode]; r.ZeroCopied != want {
-			t.Errorf("mode %s: %d of %d bytes are sent without a copy, want %d", r.Mode, r.ZeroCopied, r.Bytes, want)
+		if r.SideCPU == nil || r.ProcCPU == nil || r.SysCPU == nil || *r.SideCPU >= *r.SysCPU {
+			t.Errorf("mode %s: side %v, process %v, system %v; want all, and less of the side than of the system", r.Mode, r.SideCPU, r.ProcCPU, r.SysCPU)
 		}
+		if side, ok := r.side(); !ok || (r.Mode == modeCopy) != (side == spread{1, 1, 1}) {
+			t.Errorf("mode %s: the side's ratio to copy is %+v, %v; want one that is 1 for copy only", r.Mode, side, ok)
+		}
+		if r.Mode == modeZcnet && len(r.Peers) != len(results)-2 {
+			t.Errorf("zcnet is compared with %v, want all modes but copy", r.Peers)
+		}
+	}
+}
+
+// On the inline link every output says so, and why.
+func TestBenchInlineLab(t *testing.T) {
+	lab.ForTest(t)
+	args := []string{"-link", "lab-inline", "-mode", "copy,zcnet", "-congestion", "cubic", "-size", "1MiB", "-total", "16MiB", "-rounds", "1"}
+	got := execute(t, zcperf(t, args...))
+	if got.status != cli.OK || !strings.HasPrefix(got.stdout, "On lab-inline the receiving end works INLINE, inside the sender's calls (") || !strings.Contains(got.stderr, "lab-inline is inline") {
+		t.Errorf("status %d, stderr %q; want 0, and that it is inline in:\n%s", got.status, got.stderr, got.stdout)
+	}
+	got = execute(t, zcperf(t, append(args, "-json")...))
+	results := parseJSON(t, got.stdout)
+	if len(results) != 2 || results[0].Inline == "" || results[1].Link != "lab-inline" {
+		t.Errorf("got %s, want two results of the inline link that say why", got.stdout)
+	}
+}
+
+// What is unusual about a measurement is in every output.
+func TestBenchCircumstances(t *testing.T) {
+	if !canHire {
+		t.Skip("processes of this program cannot be started here")
+	}
+	for _, kind := range memoryKinds() {
+		if kind.name == "small" && runtime.GOOS != "linux" {
+			continue
+		}
+		args := []string{"-link", "loopback", "-mode", "copy,naive,zcnet,c", "-size", "64KiB", "-total", "8MiB", "-rounds", "2", "-memory", kind.name, "-busy", "-read"}
+		got := execute(t, zcperf(t, append(args, "-json")...))
+		if got.status != cli.OK {
+			t.Fatalf("memory %s: status %d, stderr %q; want 0", kind, got.status, got.stderr)
+		}
+		for _, r := range parseJSON(t, got.stdout) {
+			if r.Memory != kind.name || !r.Busy || r.Receiver != "read" || r.Checked != r.Bytes {
+				t.Errorf("got %+v, want memory %s, busy, and a receiver that reads, checked", r, kind)
+			}
+		}
+	}
+	got := execute(t, zcperf(t, "-link", "loopback", "-mode", "copy", "-size", "64KiB", "-total", "8MiB", "-rounds", "1", "-memory", "heap", "-busy", "-read"))
+	const want = " The memory is of the kind heap. A busy loop runs beside the sender; its time is not counted. The receiver reads what arrives.\n"
+	if got.status != cli.OK || !strings.Contains(got.stdout, want) {
+		t.Errorf("status %d, stderr %q; want 0 and %q in:\n%s", got.status, got.stderr, want, got.stdout)
+	}
+}
+
+// A spinning process spins when it is told to, and only then.
+func TestSpinner(t *testing.T) {
+	if !canHire {
+		t.Skip("processes of this program cannot be started here")
+	}
+	w, err := hire(hiredToSpin, (*exec.Cmd).Start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.fire)
+	spent := func() time.Duration {
+		d, err := w.spent()
+		if err != nil {
+			t.Skip(err)
+		}
+		return d
+	}
+	if err := w.tell(spinOn); err != nil {
+		t.Fatal(err)
+	}
+	const enough = 50 * time.Millisecond
+	for begun := spent(); spent() < begun+enough; {
+		time.Sleep(time.Millisecond) // until it has spun, or the test is killed
+	}
+	if err := w.tell(spinOff); err != nil {
+		t.Fatal(err)
+	}
+	for last := spent(); ; { // until it rests
+		time.Sleep(20 * time.Millisecond)
+		now := spent()
+		if now == last {
+			return
+		}
+		last = now
+	}
+}
+
+// A busy loop's time is not the sender's.
+func TestSpinnerIsApart(t *testing.T) {
+	p := loopbackPath(t)
+	if !canHire {
+		t.Skip("processes of this program cannot be started here")
+	}
+	before := len(p.clocks.machine.Apart)
+	if err := p.keepBusy(); err != nil {
+		t.Fatal(err)
+	}
+	if apart := p.clocks.machine.Apart; len(apart) != before+1 {
+		t.Errorf("%d clocks are apart from the sender's with a busy loop and %d without, want one more", len(apart), before)
+	}
+}
+
+// Without a compiler the modes in C are left out, with a word.
+func TestBenchWithoutACompiler(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("there are modes in C on Linux only")
+	}
+	cmd := zcperf(t, "-link", "loopback", "-mode", "copy,c,c-write", "-size", "64KiB", "-total", "1MiB", "-rounds", "1", "-json")
+	cmd.Env = append(os.Environ(), "PATH="+t.TempDir())
+	got := execute(t, cmd)
+	results := parseJSON(t, got.stdout)
+	if got.status != cli.OK || len(results) != 1 || results[0].Mode != modeCopy || strings.Count(got.stderr, "without mode c: no C compiler") != 1 {
+		t.Errorf("status %d, stdout %s, stderr %q; want 0, a result of copy, and a word about c", got.status, got.stdout, got.stderr)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"testing"
 
 	"github.com/zcnet-go/zcnet/internal/cli"
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // This file tests what takes signals and users.
@@ -83,10 +85,10 @@ func TestServeAndSend(t *testing.T) {
 		serve := start(t, slices.DeleteFunc([]string{"serve", "-addr", "127.0.0.1:0", test.flag}, isEmpty)...)
 		addr := serve.await("listening on ")
 		sent := 0
-		for _, m := range modes() {
+		for _, m := range allModes(nil) {
 			for _, n := range []string{"64KiB", "1000001"} {
 				got := execute(t, zcperf(t, "send", "-to", addr, "-mode", m.name, "-size", n, "-total", "30MB", "-region", "8MiB", "-json"))
-				if strings.Contains(got.stderr, errNoMode.Error()) {
+				if strings.Contains(got.stderr, errNoMode.Error()) || strings.Contains(got.stderr, perf.ErrNoCompiler.Error()) {
 					continue
 				}
 				if got.status != cli.OK {
@@ -114,7 +116,7 @@ func isEmpty(s string) bool { return s == "" }
 func TestSendTable(t *testing.T) {
 	serve := start(t, "serve", "-addr", "127.0.0.1:0", "-verify")
 	got := execute(t, zcperf(t, "send", "-to", serve.await("listening on "), "-total", "1MiB"))
-	if got.status != cli.OK || !strings.HasPrefix(got.stdout, "link") || !strings.Contains(got.stdout, "The receiver got 1048576 bytes, all checked and right") {
+	if got.status != cli.OK || !strings.HasPrefix(got.stdout, "control") || !strings.Contains(got.stdout, "The receiver got 1048576 bytes, all checked and right") {
 		t.Errorf("status %d, stdout %s; want status 0, a table and what the receiver got", got.status, got.stdout)
 	}
 	if got := serve.interrupt(syscall.SIGTERM); got.status != cli.Interrupted {
@@ -229,8 +231,8 @@ func TestSweepToAServe(t *testing.T) {
 	var found []string
 	for _, r := range parseJSON(t, got.stdout) {
 		found = append(found, fmt.Sprintf("%v %s", r.Size, r.Mode))
-		if r.Link != addr || r.Bytes != 4<<20 || r.Rounds != 2 {
-			t.Errorf("got %+v, want 4 MiB to %s, twice", r, addr)
+		if r.Link != addr || r.Bytes != 4<<20 || r.Rounds != 2 || r.SideCPU != nil || r.Side != nil || r.ProcCPU == nil {
+			t.Errorf("got %+v, want 4 MiB to %s, twice, with the process's time and none of the side", r, addr)
 		}
 	}
 	if want := []string{"64KiB zcnet", "64KiB copy", "1MiB zcnet", "1MiB copy"}; !slices.Equal(found, want) {
@@ -240,6 +242,31 @@ func TestSweepToAServe(t *testing.T) {
 		t.Errorf("the picture has the texts %q, want a title with %s", texts, addr)
 	}
 	serve.interrupt(os.Interrupt)
+}
+
+// A raw serve takes any program's bytes.
+func TestRawServe(t *testing.T) {
+	for _, args := range [][]string{{"-raw"}, {"-raw", "-discard"}} {
+		serve := start(t, append([]string{"serve", "-addr", "127.0.0.1:0"}, args...)...)
+		c, err := net.Dial("tcp", serve.await("listening on "))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(make([]byte, 1000001)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if answer, err := io.ReadAll(c); err != nil || len(answer) > 0 {
+			t.Errorf("serve %q answered %q (%v), want nothing but the end", args, answer, err)
+		}
+		c.Close()
+		got := serve.interrupt(os.Interrupt)
+		if got.status != cli.Interrupted || strings.Count(got.stdout, ": 1000001 bytes, not checked, in ") != 1 {
+			t.Errorf("serve %q: status %d and the lines\n%swant status 130 and one line with 1000001 bytes", args, got.status, got.stdout)
+		}
+	}
 }
 
 // asNobody makes a program run without rights.

@@ -12,7 +12,7 @@ func TestNaiveWaitsForRoom(t *testing.T) {
 	if err := l.Sender.SetSysctl("net.core.optmem_max", "2000"); err != nil {
 		t.Fatal(err)
 	}
-	way := labLink(l)
+	way := labLink("lab", l)
 	listener, err := way.listen()
 	if err != nil {
 		t.Fatal(err)
@@ -21,7 +21,7 @@ func TestNaiveWaitsForRoom(t *testing.T) {
 	t.Cleanup(func() { p.close() })
 	tr := newTransfer(testRegion(t, 4<<20), 16<<10, 32<<20)
 	tr.work = workVerify
-	r, err := p.transfer(t.Context(), mode{"naive", openNaive}, tr)
+	r, err := p.transfer(t.Context(), mode{name: "naive", open: openNaive}, tr)
 	if err != nil {
 		t.Fatal(err)
 	}

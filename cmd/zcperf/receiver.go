@@ -27,13 +27,15 @@ const (
 // A receiver receives from any number of senders.
 type receiver struct {
 	work *work            // done for every sender, whatever it asks for; nil does what each asks for
+	raw  bool             // senders are any programs: there is no header and no answer
 	done func(connection) // called once for each connection, possibly by many goroutines at once; may be nil
 }
 
 // A connection is what became of one sender.
 type connection struct {
 	from   net.Addr
-	header header
+	header header // zero for a raw one
+	begun  bool   // the content has
 	work   work
 	answer trailer
 	took   time.Duration
@@ -82,15 +84,12 @@ func (r *receiver) handle(ctx context.Context, c net.Conn) {
 
 // receive takes one stream, from its header to its trailer.
 func (r *receiver) receive(c *net.TCPConn, conn *connection) (err error) {
-	if err := c.SetReadDeadline(time.Now().Add(headerTimeout)); err != nil {
-		return err
+	if !r.raw {
+		if err := conn.readHeader(c); err != nil {
+			return err
+		}
 	}
-	if conn.header, err = readHeader(c); err != nil {
-		return err
-	}
-	if err := c.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
+	conn.begun = true
 	conn.work = conn.header.Work
 	if r.work != nil {
 		conn.work = *r.work
@@ -98,10 +97,22 @@ func (r *receiver) receive(c *net.TCPConn, conn *connection) (err error) {
 	start := time.Now()
 	conn.answer, err = conn.work.do(c, conn.header.Region)
 	conn.took = time.Since(start)
-	if err != nil {
+	if err != nil || r.raw {
 		return err
 	}
 	return writeTrailer(c, conn.answer)
+}
+
+// readHeader reads what goes before the content. A sender has to say soon what
+// it wants.
+func (conn *connection) readHeader(c *net.TCPConn) (err error) {
+	if err := c.SetReadDeadline(time.Now().Add(headerTimeout)); err != nil {
+		return err
+	}
+	if conn.header, err = readHeader(c); err != nil {
+		return err
+	}
+	return c.SetReadDeadline(time.Time{})
 }
 
 // do receives the content until the end of the stream, and returns the answer to it. It does so too if the stream
@@ -137,7 +148,7 @@ func receive(c *net.TCPConn, f func(b []byte)) error {
 
 // String describes the connection in one line.
 func (c connection) String() string {
-	if c.header.Region == 0 {
+	if !c.begun {
 		return fmt.Sprintf("%v: %v", c.from, c.err)
 	}
 	text := fmt.Sprintf("%v: %v, in %.3f s, %.2f GB/s", c.from, c.answer, c.took.Seconds(), gbPerS(c.answer.Received, c.took))

@@ -17,7 +17,7 @@ func connectTo(t *testing.T, r *receiver) *net.TCPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPath(&link{close: func() error { return nil }}, l, r)
+	p := newPath(localLink("loopback"), l, r)
 	t.Cleanup(func() { p.close() })
 	c, err := dialTCP(t.Context(), p.addr)
 	if err != nil {
@@ -121,11 +121,12 @@ func TestConnectionLine(t *testing.T) {
 	from := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 99}
 	h := header{Region: 1, Total: 2e9}
 	for want, c := range map[string]connection{
-		"192.0.2.1:99: 2000000000 bytes, not checked, in 0.500 s, 4.00 GB/s":                                               {header: h, answer: trailer{Received: 2e9}, took: time.Second / 2},
-		"192.0.2.1:99: 2000000000 bytes, all checked and right, in 0.500 s, 4.00 GB/s":                                     {header: h, answer: trailer{Received: 2e9, Checked: true}, took: time.Second / 2},
-		"192.0.2.1:99: 2000000000 bytes, 3 of them WRONG, the first at position 7, in 0.500 s, 4.00 GB/s":                  {header: h, answer: trailer{Received: 2e9, Checked: true, Wrong: 3, First: 7}, took: time.Second / 2},
-		"192.0.2.1:99: 1000000000 bytes, not checked, in 0.500 s, 2.00 GB/s; cut short by the sender, of 2000000000 bytes": {header: h, answer: trailer{Received: 1e9}, took: time.Second / 2},
-		"192.0.2.1:99: 1000000000 bytes, not checked, in 0.500 s, 2.00 GB/s; ended early: unexpected EOF":                  {header: h, answer: trailer{Received: 1e9}, took: time.Second / 2, err: io.ErrUnexpectedEOF},
+		"192.0.2.1:99: 2000000000 bytes, not checked, in 0.500 s, 4.00 GB/s":                                               {begun: true, header: h, answer: trailer{Received: 2e9}, took: time.Second / 2},
+		"192.0.2.1:99: 3000000000 bytes, not checked, in 0.500 s, 6.00 GB/s":                                               {begun: true, answer: trailer{Received: 3e9}, took: time.Second / 2},
+		"192.0.2.1:99: 2000000000 bytes, all checked and right, in 0.500 s, 4.00 GB/s":                                     {begun: true, header: h, answer: trailer{Received: 2e9, Checked: true}, took: time.Second / 2},
+		"192.0.2.1:99: 2000000000 bytes, 3 of them WRONG, the first at position 7, in 0.500 s, 4.00 GB/s":                  {begun: true, header: h, answer: trailer{Received: 2e9, Checked: true, Wrong: 3, First: 7}, took: time.Second / 2},
+		"192.0.2.1:99: 1000000000 bytes, not checked, in 0.500 s, 2.00 GB/s; cut short by the sender, of 2000000000 bytes": {begun: true, header: h, answer: trailer{Received: 1e9}, took: time.Second / 2},
+		"192.0.2.1:99: 1000000000 bytes, not checked, in 0.500 s, 2.00 GB/s; ended early: unexpected EOF":                  {begun: true, header: h, answer: trailer{Received: 1e9}, took: time.Second / 2, err: io.ErrUnexpectedEOF},
 		"192.0.2.1:99: not a zcperf sender of this version":                                                                {err: errNotSender},
 	} {
 		c.from = from

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -254,10 +255,10 @@ func meaning(naive, zc []row) string {
 	var s strings.Builder
 	s.WriteString(uncopiedWords(zc))
 	if words := comparisonWords(zc); words != "" {
-		fmt.Fprintf(&s, " To plain Write %s.", words)
+		fmt.Fprintf(&s, " Its ratios to Write: %s.", words)
 	}
 	if words := comparisonWords(naive); words != "" {
-		fmt.Fprintf(&s, " For the naive loop %s.", words)
+		fmt.Fprintf(&s, " The naive loop's: %s.", words)
 	}
 	if often, ok := countSpan(zc, func(r result) *float64 { return r.Wakeups }); ok {
 		fmt.Fprintf(&s, " zcnet's poller is woken %s times per GB", often)
@@ -293,18 +294,18 @@ func comparisonWords(rows []row) string {
 		what  string
 		ratio func(comparison) (spread, bool)
 	}{
-		{"its side takes %s the CPU", comparison.side},
-		{"its process %s", comparison.proc},
-		{"it has %s the throughput", comparison.throughput},
+		{"side's CPU", comparison.side},
+		{"process's CPU", comparison.proc},
+		{"throughput", comparison.throughput},
 	} {
 		var all []spread
 		for _, r := range rows {
-			if s, ok := part.ratio(r.comparison); ok && r.Mode != modeCopy {
+			if s, ok := part.ratio(r.comparison); ok {
 				all = append(all, s)
 			}
 		}
-		if len(all) == len(rows) && len(rows) > 0 {
-			parts = append(parts, fmt.Sprintf(part.what, span(all)))
+		if len(all) > 0 && len(all) == len(rows) {
+			parts = append(parts, part.what+" "+span(all))
 		}
 	}
 	return strings.Join(parts, ", ")
@@ -312,20 +313,25 @@ func comparisonWords(rows []row) string {
 
 // span returns the range of one or more ratios in words.
 func span(all []spread) string {
-	level := true
-	var medians []float64
+	words := func(ratio float64) string {
+		if ratio == 1 {
+			return "level"
+		}
+		return fmt.Sprintf("%.2f", ratio)
+	}
+	least, most := math.Inf(1), math.Inf(-1)
 	for _, s := range all {
-		level = level && s.isLevel()
-		medians = append(medians, s.median)
+		ratio := s.median
+		if s.isLevel() {
+			ratio = 1
+		}
+		least, most = min(least, ratio), max(most, ratio)
 	}
-	if level {
-		return "the same as copy or nearly"
-	}
-	low, high := fmt.Sprintf("%.2f", slices.Min(medians)), fmt.Sprintf("%.2f", slices.Max(medians))
+	low, high := words(least), words(most)
 	if low == high {
-		return low + " times"
+		return low
 	}
-	return low + " to " + high + " times"
+	return low + " to " + high
 }
 
 // countSpan returns the range of a count per GB in words, and whether it is known.

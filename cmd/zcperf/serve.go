@@ -11,12 +11,13 @@ import (
 
 // This file is the command serve.
 
-const serveSynopsis = "-addr HOST:PORT [-verify | -discard]"
+const serveSynopsis = "-addr HOST:PORT [-verify | -discard] [-raw]"
 
 // serveConfig is what the flags of serve say.
 type serveConfig struct {
 	addr            string
 	verify, discard bool
+	raw             bool
 }
 
 func parseServe(args []string) (cfg serveConfig, err error) {
@@ -24,6 +25,7 @@ func parseServe(args []string) (cfg serveConfig, err error) {
 	fs.Func("addr", "`HOST:PORT` to listen on; port 0 chooses one", one(&cfg.addr, parseListenAddr))
 	fs.BoolFunc("verify", "compare every byte with what was sent, whatever the sender asks for", yes(&cfg.verify))
 	fs.BoolFunc("discard", "drop what arrives without receiving it into memory (MSG_TRUNC, on Linux), whatever the sender asks for", yes(&cfg.discard))
+	fs.BoolFunc("raw", "take any program's bytes, such as those of another sender to compare with: no zcperf sends here", yes(&cfg.raw))
 	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
 	}
@@ -32,6 +34,8 @@ func parseServe(args []string) (cfg serveConfig, err error) {
 		return cfg, cli.Usagef("serve: -addr HOST:PORT is missing")
 	case cfg.verify && cfg.discard:
 		return cfg, cli.Usagef("serve: -verify and -discard exclude each other: what is discarded cannot be compared")
+	case cfg.verify && cfg.raw:
+		return cfg, cli.Usagef("serve: -verify and -raw exclude each other: nobody knows what any program sends")
 	}
 	return cfg, nil
 }
@@ -61,7 +65,7 @@ func runServe(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	}
 	fmt.Fprintln(stderr, "listening on", l.Addr())
 	var mu sync.Mutex
-	r := receiver{work: cfg.work(), done: func(c connection) {
+	r := receiver{work: cfg.work(), raw: cfg.raw, done: func(c connection) {
 		mu.Lock()
 		defer mu.Unlock()
 		fmt.Fprintln(stdout, c)

@@ -173,7 +173,7 @@ func (s *sweep) report(stdout, stderr io.Writer) error {
 // verdict says in a line what to configure, if that can be told.
 func (s *sweep) verdict() string {
 	points := s.points()
-	if len(points) < len(s.groups) {
+	if len(points) == 0 || len(points) < len(s.groups) {
 		return "Threshold: not known: not every size was measured."
 	}
 	return verdict(points)

@@ -18,7 +18,7 @@ func TestSweep(t *testing.T) {
 	if got.status != cli.OK {
 		t.Fatalf("status %d, stderr %q; want 0", got.status, got.stderr)
 	}
-	for _, want := range []string{"link  ", "\nloopback  64KiB ", "\nloopback  256KiB ", "\nOn loopback next to nothing is sent without a copy", "\nThreshold: none: zero-copy never pays here"} {
+	for _, want := range []string{"On loopback ", "\ncontrol  writes of  mode ", " 64KiB      zcnet ", " 256KiB     zcnet ", " next to nothing is sent without a copy", "\nThreshold: none: zero-copy never pays here"} {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("want %q in:\n%s", want, got.stdout)
 		}
@@ -31,7 +31,7 @@ func TestSweep(t *testing.T) {
 	if strings.Contains(got.stderr, "without mode naive") {
 		names = slices.Delete(names, 1, 2)
 	}
-	for _, want := range append(names, "Throughput by size of write, on loopback", "64KiB", "256KiB") {
+	for _, want := range append(names, "Processor time of the sender's side by size of write, on loopback", "Throughput by size of write, on loopback", "64KiB", "256KiB") {
 		if !slices.Contains(texts, want) {
 			t.Errorf("the picture lacks %q, it has %q", want, texts)
 		}
@@ -87,10 +87,10 @@ func TestSweepDefaults(t *testing.T) {
 		rounds int
 		budget time.Duration
 	}{
-		{"", "4KiB,8KiB,...,16MiB", 256 << 20, 256 << 20, 5, sweepBudget},
-		{"-size 1MiB,4KiB", "4KiB,1MiB", 256 << 20, 256 << 20, 5, sweepBudget},
-		{"-size 1GiB", "1GiB", 1 << 30, 1 << 30, 5, sweepBudget},
-		{"-total 1GiB", "4KiB,8KiB,...,16MiB", 1 << 30, 256 << 20, 5, 0},
+		{"", "4KiB,8KiB,...,16MiB", 256 << 20, 256 << 20, 9, sweepBudget},
+		{"-size 1MiB,4KiB", "4KiB,1MiB", 256 << 20, 256 << 20, 9, sweepBudget},
+		{"-size 1GiB", "1GiB", 1 << 30, 1 << 30, 9, sweepBudget},
+		{"-total 1GiB", "4KiB,8KiB,...,16MiB", 1 << 30, 256 << 20, 9, 0},
 		{"-rounds 9 -region 16MiB", "4KiB,8KiB,...,16MiB", 256 << 20, 16 << 20, 9, 0},
 		{"-rounds 9 -budget 10s", "4KiB,8KiB,...,16MiB", 256 << 20, 256 << 20, 9, 10 * time.Second},
 	} {
@@ -114,7 +114,7 @@ func TestSweepOfWhichPartIsMissing(t *testing.T) {
 	s := &sweep{bench: newBench(cfg, nil)}
 	p := loopbackPath(t)
 	s.paths = []*path{p}
-	s.groups = []*group{newGroup(p, 4<<10, cfg.modes), newGroup(p, 8<<10, cfg.modes)}
+	s.groups = []*group{newGroup(p, "", 4<<10, cfg.modes), newGroup(p, "", 8<<10, cfg.modes)}
 	for _, c := range s.groups[0].cells {
 		c.results = []result{{Mode: c.mode.name, Size: 4 << 10, Bytes: 1, GBPerS: 1}}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/zcnet-go/zcnet"
+	"github.com/zcnet-go/zcnet/internal/perf"
 )
 
 // loopbackPath returns a path over loopback.
@@ -22,20 +23,20 @@ func loopbackPath(t *testing.T) *path {
 }
 
 // testRegion returns memory with the pattern in it.
-func testRegion(t *testing.T, n int64) zcnet.Pinned {
+func testRegion(t *testing.T, n int64) region {
 	t.Helper()
-	region, err := newRegion(t.Context(), n)
+	region, err := newRegion(t.Context(), memoryKinds()[0], n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(region.Release)
+	t.Cleanup(region.free)
 	return region
 }
 
 // skipMissing skips a test of a mode that cannot work here.
 func skipMissing(t *testing.T, err error) {
 	t.Helper()
-	if errors.Is(err, errNoMode) {
+	if errors.Is(err, errNoMode) || errors.Is(err, perf.ErrNoCompiler) {
 		t.Skip(err)
 	}
 }
@@ -43,7 +44,7 @@ func skipMissing(t *testing.T, err error) {
 func TestEachModeDeliversEachByte(t *testing.T) {
 	p := loopbackPath(t)
 	region := testRegion(t, 4<<20)
-	for _, m := range modes() {
+	for _, m := range allModes(nil) {
 		for _, test := range []struct{ write, total size }{
 			{1, 100},
 			{1, 1},
@@ -81,7 +82,7 @@ func TestEachModeDeliversEachByte(t *testing.T) {
 func TestTransferCutShort(t *testing.T) {
 	p := loopbackPath(t)
 	region := testRegion(t, 4<<20)
-	for _, m := range modes() {
+	for _, m := range goModes() {
 		for name, cut := range map[string]func(sender, context.CancelFunc){
 			"by time":         func(s sender, _ context.CancelFunc) { s.SetWriteDeadline(time.Now()) },
 			"by an interrupt": func(_ sender, interrupt context.CancelFunc) { interrupt() },
@@ -109,7 +110,7 @@ func TestTransferCutShort(t *testing.T) {
 
 // cutAfter makes a mode call cut after a number of writes.
 func cutAfter(m mode, writes int, cut func(sender)) mode {
-	return mode{m.name, func(c *net.TCPConn) (sender, error) {
+	return mode{name: m.name, open: func(c *net.TCPConn) (sender, error) {
 		s, err := m.open(c)
 		return &cutter{s, writes, cut}, err
 	}}
@@ -136,7 +137,7 @@ func TestInterruptedWhileTheReceiverIsStuck(t *testing.T) {
 	}
 	t.Cleanup(func() { l.Close() }) // after the parallel ones
 	region := testRegion(t, 4<<20)
-	for _, m := range modes() {
+	for _, m := range goModes() {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -176,7 +177,7 @@ func TestTransferToAStranger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := openSender(modes()[0], c)
+	s, err := openSender(usualModes(nil)[0], c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,18 +65,22 @@ type machineStat struct {
 	at         time.Duration // since started
 	processors int           // online
 	idle       time.Duration
-	apart      time.Duration // waiting for the disk, or stolen by the hypervisor
+	waiting    time.Duration // idle too, but something waits for a disk
 }
 
-// busy returns the time in which the processors were neither idle nor stolen.
+// busy returns the time in which the processors were not idle.
 //
 // It is computed from what they did not work, because the kernel counts that
 // exactly, at each entry to and exit from idleness (get_idle_time in
 // fs/proc/stat.c). The columns of work are samples, taken at every timer
 // interrupt, 250 times a second, and miss what timers themselves start, such
 // as the paced sends of BBR.
+//
+// What a hypervisor has stolen counts as work. It cannot be subtracted: a
+// processor that is woken, and has to wait for the hypervisor, counts that time
+// as idle and as stolen.
 func (s machineStat) busy() time.Duration {
-	return s.at*time.Duration(s.processors) - s.idle - s.apart
+	return s.at*time.Duration(s.processors) - s.idle - s.waiting
 }
 
 func readStat() (machineStat, error) {
@@ -109,10 +113,9 @@ func parseStat(stat string) (s machineStat, err error) {
 	return s, nil
 }
 
-// parse reads the line of all processors: cpu user nice system idle iowait irq
-// softirq steal ...
+// parse reads the line of all processors: cpu user nice system idle iowait ...
 func (s *machineStat) parse(fields []string) error {
-	var times [9]time.Duration
+	var times [6]time.Duration
 	if len(fields) < len(times) || fields[0] != "cpu" {
 		return errNoStat
 	}
@@ -123,7 +126,7 @@ func (s *machineStat) parse(fields []string) error {
 		}
 		times[i+1] = time.Duration(n) * tick
 	}
-	s.idle, s.apart = times[4], times[5]+times[8]
+	s.idle, s.waiting = times[4], times[5]
 	return nil
 }
 

@@ -8,16 +8,16 @@ import (
 func TestParseStat(t *testing.T) {
 	const stat = "cpu  100 20 3000 700 80 400 50 6 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\ncpu3 1 2 3 4 5 6 7 8 9 10\nintr 5 6\ncpu9 1\n"
 	got, err := parseStat(stat)
-	want := machineStat{processors: 2, idle: 7 * time.Second, apart: 860 * time.Millisecond}
+	want := machineStat{processors: 2, idle: 7 * time.Second, waiting: 800 * time.Millisecond}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
 	got.at = 10 * time.Second
-	if busy := got.busy(); busy != 12140*time.Millisecond {
-		t.Errorf("of 2 processors in 10s, %v idle, %v waiting or stolen: busy %v, want 12.14s", got.idle, got.apart, busy)
+	if busy := got.busy(); busy != 12200*time.Millisecond {
+		t.Errorf("of 2 processors in 10s, %v idle, %v waiting: busy %v, want 12.2s", got.idle, got.waiting, busy)
 	}
 	for _, stat := range []string{
-		"", "cpu", "cpu 1 2 3 4 5 6 7\ncpu0", "cpu0 1 2 3 4 5 6 7 8\ncpu0", "cpu 1 2 3 x 5 6 7 8\ncpu0",
+		"", "cpu", "cpu 1 2 3 4\ncpu0", "cpu0 1 2 3 4 5 6 7 8\ncpu0", "cpu 1 2 3 x 5 6 7 8\ncpu0",
 		"cpu 1 2 3 4 5 6 7 8\nintr 5",
 	} {
 		if got, err := parseStat(stat); err == nil {
