@@ -29,7 +29,7 @@ const (
 	// briefTotal and briefBudget are for a bench of which nothing was asked for.
 	// The budget leaves some of half a minute for what a time limit does not end
 	// at once.
-	briefTotal  = 256 << 20
+	briefTotal  = 128 << 20
 	briefBudget = 25 * time.Second
 	// verifyTotal is how much each combination of link, mode and size sends to be compared byte by byte.
 	verifyTotal = 64 << 20
@@ -66,10 +66,10 @@ func parseBench(args []string) (benchConfig, error) {
 	}
 	var cfg benchConfig
 	fs := cli.NewFlags("bench")
-	fs.Func("link", "`links` to send over: loopback, lab, lab-inline (default: loopback, and lab if it can be built).\nOn lab the receiving end works on a processor of its own, as another host does; on lab-inline\nit works inside the sender's calls, at the sender's expense", many(&cfg.links, named("link", linkKinds())))
+	fs.Func("link", "`links` to send over: loopback, lab, lab-inline (default: loopback, and lab if it can be built).\nOn lab the receiving end works on a processor of its own, as another host does; on lab-inline it\nworks inside the sender's calls, at the sender's expense. On loopback the kernel always copies, and\nsome of its work for the receiving end is charged to the sender", many(&cfg.links, named("link", linkKinds())))
 	fs.Func("congestion", "congestion `controls`, such as cubic,bbr (default: the system's, and on the lab's link\ncubic or bbr beside it)", many(&cfg.controls, parseName))
 	cfg.addFlags(fs, defaults, allModes(nil))
-	fs.Func("budget", fmt.Sprintf("`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default no limit, but %v and rounds of %v if nothing is asked for)", briefBudget, size(briefTotal)), one(&cfg.budget, parseBudget))
+	fs.Func("budget", fmt.Sprintf("`time` that all may take, 0 for no limit: fewer rounds and shorter transfers keep it\n(default no limit, but %v and transfers of %v if nothing is asked for)", briefBudget, size(briefTotal)), one(&cfg.budget, parseBudget))
 	cfg.budget = notGiven
 	if err := cli.Parse(fs, args, 0); err != nil {
 		return cfg, err
@@ -171,7 +171,7 @@ type bench struct {
 	region region
 	groups []*group
 
-	others   float64         // share of the processors that others took before it began
+	others   float64         // share of the processors that others took before the rounds or after them
 	rounds   int             // completed
 	cutShort bool            // a transfer was
 	told     map[string]bool // what the user was told of modes that cannot be measured
@@ -347,6 +347,7 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	defer stop()
 	b.others = othersShare()
+	defer func() { b.others = max(b.others, othersShare()) }()
 	var took time.Duration
 	for round := range b.cfg.rounds {
 		begun := time.Now()

@@ -27,6 +27,9 @@ const (
 	panelGap    = 18 // points
 	// headroom is the height of a panel as a multiple of the highest line's: the legend has the rest.
 	headroom = 1.3
+	// leastCPU is the least processor time that is drawn, in s/GB: its axis is
+	// logarithmic, and the clocks may have seen nothing.
+	leastCPU = 0.01
 	// mostSizeLabels is how many sizes fit below the axis.
 	mostSizeLabels = 8
 	// mostSteps is how many steps the other axis has at most, up to the highest line.
@@ -39,6 +42,7 @@ type curves []*panel
 // A panel shows one quantity.
 type panel struct {
 	title, unit string
+	logarithmic bool // the ordinate, and then the lines fall: the legend is on the right
 	lines       []line
 }
 
@@ -57,9 +61,20 @@ func newCurves(where string, rows []row) (c curves) {
 		cpu = newPanel("Processor time of the sending process by size of write, "+where, "s/GB", rows, func(r row) *float64 { return r.ProcCPU })
 	}
 	if cpu != nil {
+		cpu.makeLogarithmic()
 		c = append(c, cpu)
 	}
 	return append(c, newPanel("Throughput by size of write, "+where, "GB/s", rows, func(r row) *float64 { return &r.GBPerS }))
+}
+
+// makeLogarithmic makes room for small values beside large ones.
+func (p *panel) makeLogarithmic() {
+	p.logarithmic = true
+	for _, l := range p.lines {
+		for i := range l.points {
+			l.points[i].Y = max(l.points[i].Y, leastCPU)
+		}
+	}
 }
 
 // newPanel returns the panel of a quantity, nil if it is not known of all rows.
@@ -71,7 +86,7 @@ func newPanel(title, unit string, rows []row, quantity func(row) *float64) *pane
 			return nil
 		}
 		l := p.line(r.Mode)
-		l.points = append(l.points, plotter.XY{X: math.Log2(float64(r.Size)), Y: max(*y, 0)})
+		l.points = append(l.points, plotter.XY{X: math.Log2(float64(r.Size)), Y: *y})
 	}
 	return p
 }
@@ -136,8 +151,11 @@ func (p *panel) plot() (*plot.Plot, error) {
 	out.X.Label.Padding = 6
 	out.Y.Label.Text = p.unit
 	out.Y.Label.Padding = 6
-	out.Legend.Top = true
-	out.Legend.XOffs, out.Legend.YOffs = -10, -4
+	out.Legend.Top, out.Legend.Left = true, !p.logarithmic
+	out.Legend.XOffs, out.Legend.YOffs = 10, -4
+	if p.logarithmic {
+		out.Legend.XOffs = -10
+	}
 	out.Legend.ThumbnailWidth = 36
 	out.Legend.Padding = 3
 	out.Legend.YPosition = draw.PosCenter
@@ -150,6 +168,11 @@ func (p *panel) plot() (*plot.Plot, error) {
 		}
 	}
 	setRanges(out)
+	if p.logarithmic {
+		setLogarithmic(out)
+	} else {
+		setLinear(out)
+	}
 	return out, nil
 }
 
@@ -167,7 +190,7 @@ func (l line) addTo(p *plot.Plot) error {
 	return nil
 }
 
-// setRanges lets the axes cover all lines: Y from 0, X from one power of two to another.
+// setRanges lets the abscissa cover all lines, from one power of two to another.
 func setRanges(p *plot.Plot) {
 	p.X.Min, p.X.Max = math.Floor(p.X.Min), math.Ceil(p.X.Max)
 	if p.X.Min == p.X.Max {
@@ -175,11 +198,31 @@ func setRanges(p *plot.Plot) {
 		p.X.Max++
 	}
 	p.X.Tick.Marker = plot.TickerFunc(sizeTicks)
-	if p.Y.Max <= 0 { // the clocks have seen nothing
-		p.Y.Max = 1
-	}
+}
+
+// setLinear lets the ordinate cover all lines, from 0.
+func setLinear(p *plot.Plot) {
 	p.Y.Tick.Marker = stepTicks(p.Y.Max)
 	p.Y.Min, p.Y.Max = 0, p.Y.Max*headroom
+}
+
+// setLogarithmic lets the ordinate cover all lines, and makes it logarithmic.
+func setLogarithmic(p *plot.Plot) {
+	p.Y.Scale = plot.LogScale{}
+	p.Y.Min, p.Y.Max = p.Y.Min/headroom, p.Y.Max*headroom
+	p.Y.Tick.Marker = decadeTicks(p.Y.Min, p.Y.Max)
+}
+
+// decadeTicks labels 1, 2 and 5 times each power of ten between two values.
+func decadeTicks(least, most float64) (ticks plot.ConstantTicks) {
+	for magnitude := int(math.Floor(math.Log10(least))); math.Pow10(magnitude) <= most; magnitude++ {
+		for _, factor := range []float64{1, 2, 5} {
+			if value := factor * math.Pow10(magnitude); value >= least && value <= most {
+				ticks = append(ticks, plot.Tick{Value: value, Label: strconv.FormatFloat(value, 'f', max(-magnitude, 0), 64)})
+			}
+		}
+	}
+	return ticks
 }
 
 // sizeTicks marks each power of two, and labels as many as fit, evenly.

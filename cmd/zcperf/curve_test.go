@@ -68,7 +68,7 @@ func TestCurves(t *testing.T) {
 	}
 	texts := textsOf(t, svg)
 	for _, want := range []string{
-		"Processor time of the sender's side by size of write, to <host> & back", "s/GB", "0.3",
+		"Processor time of the sender's side by size of write, to <host> & back", "s/GB", "0.1", "0.2",
 		"Throughput by size of write, to <host> & back", "GB/s", "3.0",
 		"size of one write", "copy: plain Write", "naive: MSG_ZEROCOPY loop", "zcnet",
 		"4KiB", "16KiB", "64KiB", "256KiB", "1MiB", "4MiB", "16MiB",
@@ -154,6 +154,25 @@ func TestSizeTicks(t *testing.T) {
 		}
 		if len(ticks) != test.marks || !slices.Equal(labels, test.want) {
 			t.Errorf("2^%v to 2^%v: %d marks with the labels %q, want %d with %q", test.least, test.most, len(ticks), labels, test.marks, test.want)
+		}
+	}
+}
+
+func TestDecadeTicks(t *testing.T) {
+	for _, test := range []struct {
+		least, most float64
+		want        []string
+	}{
+		{0.09, 2.6, []string{"0.1", "0.2", "0.5", "1", "2"}},
+		{0.01, 0.02, []string{"0.01", "0.02"}},
+		{3, 40, []string{"5", "10", "20"}},
+	} {
+		var labels []string
+		for _, tick := range decadeTicks(test.least, test.most) {
+			labels = append(labels, tick.Label)
+		}
+		if !slices.Equal(labels, test.want) {
+			t.Errorf("%v to %v: %q, want %q", test.least, test.most, labels, test.want)
 		}
 	}
 }

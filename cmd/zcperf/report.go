@@ -24,7 +24,7 @@ func (b *bench) reportWith(stdout, stderr io.Writer, last []string) error {
 	case len(rows) == 0:
 		return nil
 	case b.cfg.json:
-		for _, line := range append(b.shortfalls(), last...) {
+		for _, line := range slices.Concat(b.shortfalls(), b.disturbance(), last) {
 			fmt.Fprintln(stderr, line)
 		}
 		return printJSON(stdout, rows)
@@ -388,7 +388,7 @@ func (b *bench) disturbance() []string {
 	if b.others < tolerableShare {
 		return nil
 	}
-	return []string{fmt.Sprintf("Others took %.0f%% of the processors just before: a quiet machine gives better figures.", 100*b.others)}
+	return []string{fmt.Sprintf("Others took %.0f%% of the processors before or after: a quiet machine gives better figures.", 100*b.others)}
 }
 
 // tolerableShare is how much of the processors others may take before it is

@@ -16,12 +16,12 @@ import (
 
 // This file is the command sweep: a bench of one link at many sizes of write, from which a threshold follows.
 
-const sweepSynopsis = "[-to HOST:PORT | -link lab] [-mode copy,naive,zcnet] [-size 4KiB,8KiB,...,16MiB] [-total 256MiB] [-rounds 9] [-region 256MiB] [-budget 55s] [-congestion NAME] [-memory huge] [-read] [-busy] [-svg sweep.svg] [-json]"
+const sweepSynopsis = "[-to HOST:PORT | -link lab] [-mode copy,naive,zcnet] [-size 4KiB,8KiB,...,16MiB] [-total 128MiB] [-rounds 9] [-region 256MiB] [-budget 55s] [-congestion NAME] [-memory huge] [-read] [-busy] [-svg sweep.svg] [-json]"
 
 const (
 	smallestSweep = zcnetPage
 	largestSweep  = 16 << 20
-	sweepTotal    = 256 << 20
+	sweepTotal    = 128 << 20
 	sweepRounds   = 9
 	// sweepBudget leaves some of a minute for what a time limit does not end at once.
 	sweepBudget = 55 * time.Second
@@ -195,7 +195,11 @@ func (s *sweep) draw(stderr io.Writer) error {
 	if s.svg == "" || len(rows) == 0 {
 		return nil
 	}
-	picture, err := newCurves(s.paths[0].where(), rows).svg()
+	where := s.paths[0].where()
+	if control := rows[0].Control; control != "" {
+		where += " under " + control
+	}
+	picture, err := newCurves(where, rows).svg()
 	if err != nil {
 		return err
 	}

@@ -31,9 +31,14 @@ func TestSweep(t *testing.T) {
 	if strings.Contains(got.stderr, "without mode naive") {
 		names = slices.Delete(names, 1, 2)
 	}
-	for _, want := range append(names, "Processor time of the sender's side by size of write, on loopback", "Throughput by size of write, on loopback", "64KiB", "256KiB") {
+	for _, want := range append(names, "64KiB", "256KiB") {
 		if !slices.Contains(texts, want) {
 			t.Errorf("the picture lacks %q, it has %q", want, texts)
+		}
+	}
+	for _, want := range []string{"Processor time of the sender's side by size of write, on loopback", "Throughput by size of write, on loopback"} {
+		if !slices.ContainsFunc(texts, func(s string) bool { return strings.HasPrefix(s, want) }) {
+			t.Errorf("the picture lacks a title that begins with %q, it has %q", want, texts)
 		}
 	}
 }
@@ -87,12 +92,12 @@ func TestSweepDefaults(t *testing.T) {
 		rounds int
 		budget time.Duration
 	}{
-		{"", "4KiB,8KiB,...,16MiB", 256 << 20, 256 << 20, 9, sweepBudget},
-		{"-size 1MiB,4KiB", "4KiB,1MiB", 256 << 20, 256 << 20, 9, sweepBudget},
+		{"", "4KiB,8KiB,...,16MiB", 128 << 20, 256 << 20, 9, sweepBudget},
+		{"-size 1MiB,4KiB", "4KiB,1MiB", 128 << 20, 256 << 20, 9, sweepBudget},
 		{"-size 1GiB", "1GiB", 1 << 30, 1 << 30, 9, sweepBudget},
 		{"-total 1GiB", "4KiB,8KiB,...,16MiB", 1 << 30, 256 << 20, 9, 0},
-		{"-rounds 9 -region 16MiB", "4KiB,8KiB,...,16MiB", 256 << 20, 16 << 20, 9, 0},
-		{"-rounds 9 -budget 10s", "4KiB,8KiB,...,16MiB", 256 << 20, 256 << 20, 9, 10 * time.Second},
+		{"-rounds 9 -region 16MiB", "4KiB,8KiB,...,16MiB", 128 << 20, 16 << 20, 9, 0},
+		{"-rounds 9 -budget 10s", "4KiB,8KiB,...,16MiB", 128 << 20, 256 << 20, 9, 10 * time.Second},
 	} {
 		cfg, err := parseSweep(strings.Fields(test.args))
 		if err != nil {

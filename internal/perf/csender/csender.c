@@ -14,6 +14,7 @@
  * standard input ends, so that its own end is no part of the measurement.
  */
 #define _GNU_SOURCE
+#include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <netdb.h>
@@ -115,16 +116,15 @@ static uint8_t *allocate(size_t n, const char *kind)
 	return p;
 }
 
-/* fill writes the pattern that the receiver can check (pattern.go of zcperf). */
+/* fill writes the pattern that zcperf's receiver can check (its pattern.go). */
 static void fill(uint8_t *p, size_t n)
 {
 	for (size_t i = 0; i < n; i += 8) {
 		uint64_t x = (i / 8 + 1) * 0x9e3779b97f4a7c15u;
 
 		x ^= x >> 32;
-		x *= 0xd6e8feb86659fd93u;
-		for (size_t j = 0; j < 8 && i + j < n; j++)
-			p[i + j] = x >> (8 * j);
+		x = htole64(x * 0xd6e8feb86659fd93u);
+		memcpy(p + i, &x, n - i < 8 ? n - i : 8);
 	}
 }
 
