@@ -59,7 +59,7 @@ const pinnedByCall = 2 * page
 // smaller if that helps. Completions that no goroutine has read yet count as in flight, so it reads them before it says no.
 func (w *write) withinBounds(fd uintptr) bool {
 	if w.unbounded() {
-		w.size = plainCall
+		w.size = w.s.path.longestCall()
 		return true
 	}
 	why, ok := w.fit()
@@ -92,7 +92,7 @@ func (w *write) fit() (why reason, ok bool) {
 			room, why = most-bytes, reasonInFlight
 		}
 	}
-	w.size = int(min(plainCall, room, max(bound/callsInBounds, smallCall)))
+	w.size = int(min(int64(w.s.path.longestCall()), room, max(bound/callsInBounds, smallCall)))
 	if w.limit > 0 {
 		w.size = min(w.size, w.limit)
 	}

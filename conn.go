@@ -15,8 +15,6 @@ import (
 	"time"
 )
 
-// This file is the net.Conn face: wrapping, reads that survive the completions of writes, and Close.
-
 // Config holds what may be set about a connection. The zero value, and a nil *Config, are the default. A Config may
 // be shared by many connections and must not be changed once it is in use.
 type Config struct {
@@ -51,13 +49,20 @@ type Config struct {
 	// copies. What the library copies, below Threshold for example, is not in flight and not guarded.
 	Guard bool
 
-	// ErrorQueue is called with each message of the socket's error queue that is not a zero-copy completion, such as a
-	// transmit timestamp (SO_TIMESTAMPING) or an ICMP error (IP_RECVERR), in the order of the queue, and never twice at
-	// a time for one connection. It is called by the goroutine that reads the queue: the library's poller, which serves
-	// all connections, or one inside a write, Wait or Close of this one. It must not block. Without it such messages are
-	// counted in Stats, logged and dropped. The library reads the error queue of a connection from its first zero-copy send on;
-	// nobody else may. Ask for such messages before that send, or set ErrorQueue: without either nobody may look for a while
-	// at a connection whose path copies, and messages that pile up take the room of what is to be received.
+	// ErrorQueue is called with each message of the socket's error queue that is
+	// not a zero-copy completion, such as a transmit timestamp (SO_TIMESTAMPING)
+	// or an ICMP error (IP_RECVERR), in the order of the queue, and never twice
+	// at a time for one connection. It is called by the goroutine that reads the
+	// queue: the library's poller, which serves all connections, one inside a
+	// write, Wait, Done, Ready, Flush or Close of this one, or one that waits in
+	// Pool.Get. It must not block.
+	//
+	// The library reads the error queue of a connection from its first zero-copy
+	// send on; no other code may. With ErrorQueue it does so until Close. Without
+	// it the queue is read only while memory is in flight: other messages that are
+	// found then are counted in Stats, logged and dropped, and those that come
+	// later count against the receive buffer, as on any socket whose error queue
+	// is not read.
 	ErrorQueue func(c *net.TCPConn, m ErrorQueueMessage)
 
 	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven, and at debug level
@@ -71,8 +76,9 @@ type Config struct {
 
 // Defaults of [Config].
 const (
-	// DefaultThreshold is about where the cost of pinning pages and reading completions equals that of the copy:
-	// half of it is a twentieth slower without a copy, on the link of docs/performance.md.
+	// DefaultThreshold is the size from which on sending without a copy costs
+	// less than the copy under either usual congestion control, or as much.
+	// Under CUBIC alone it pays from 16 KiB on; see docs/performance.md.
 	DefaultThreshold = 64 << 10
 	// DefaultCloseTimeout lets a slow receiver empty a full send buffer.
 	DefaultCloseTimeout = time.Minute

@@ -178,12 +178,23 @@ type pathState struct {
 	mu      sync.Mutex
 	run     int           // copied IDs since the last uncopied one
 	copying atomic.Bool   // plain sends from here on
+	free    atomic.Bool   // the last completion told of no copy
 	backoff time.Duration // between tries
 	tryAt   time.Duration // when the next flagged call may go out, by clock
 }
 
 // pathCopies reports whether to send plainly because the kernel copies on this path anyway.
 func (s *socket) pathCopies() bool { return s.path.copying.Load() && !s.cfg.insist }
+
+// longestCall returns the most that one flagged call sends. Until a completion
+// has told that the path does not copy, calls are short, because eight that are
+// copied have to go out before the path counts as one that copies.
+func (p *pathState) longestCall() int {
+	if p.free.Load() {
+		return plainCall
+	}
+	return smallCall
+}
 
 // try reports whether a path that copies is due for another flagged call, and takes the turn.
 func (p *pathState) try(now time.Duration) bool {
@@ -201,6 +212,9 @@ func (p *pathState) try(now time.Duration) bool {
 func (p *pathState) learn(ids uint64, copied bool, now time.Duration) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.free.Load() == copied {
+		p.free.Store(!copied)
+	}
 	if !copied {
 		p.run = 0
 		return p.copying.Swap(false)

@@ -19,6 +19,7 @@ func deferredWrite(t *testing.T, p Pinned) (c *Conn, ticket Ticket, stop func())
 	k := &busyKernel{kernel: c.s.kernel}
 	k.busy.Store(true)
 	c.s.kernel = k
+	c.s.path.free.Store(true) // or the writer would look for what the path does
 	ticket, err := c.WritePinned(p)
 	p.Release()
 	check(t, err)
@@ -194,4 +195,50 @@ func TestIdleProcessHasNoTick(t *testing.T) {
 	if thePoller.ticking {
 		t.Error("the poller ticks with nothing in flight")
 	}
+}
+
+// A goroutine begins to wait for memory between the transition that makes a
+// connection deferred and its entry in the poller's list.
+func TestMemoryIsNotForgottenByAConnectionThatBecomesDeferred(t *testing.T) {
+	pool, err := NewPool(page, 1)
+	check(t, err)
+	defer pool.Close()
+	near, far := loopbackPair(t)
+	c := wrap(t, near, insist)
+	got := make(chan error, 1)
+	c.s.kernel = &lateKernel{kernel: c.s.kernel, meanwhile: func() {
+		waiting := waitsForMemory.Load()
+		go func() {
+			p, err := pool.Get(testContext(t))
+			p.Release()
+			got <- err
+		}()
+		eventually(t, "Get has begun to wait", func() bool { return waitsForMemory.Load() > waiting })
+		doze() // it has looked at the list
+	}}
+	p, err := pool.Get(testContext(t))
+	check(t, err)
+	_, err = c.WritePinned(p)
+	p.Release()
+	check(t, err)
+	if mode := modeOf(c); mode != modeArmed {
+		t.Errorf("mode %v, want armed: a goroutine waits for memory", mode)
+	}
+	_, err = io.CopyN(io.Discard, far, page)
+	check(t, err)
+	check(t, <-got)
+}
+
+// A lateKernel does something before the first connection becomes deferred.
+type lateKernel struct {
+	kernel
+	meanwhile func()
+}
+
+func (k *lateKernel) setDeferred(s *socket, on bool) {
+	if f := k.meanwhile; on && f != nil {
+		k.meanwhile = nil
+		f()
+	}
+	k.kernel.setDeferred(s, on)
 }

@@ -28,6 +28,11 @@ func (s *socket) step(fd uintptr, t transition) (reap bool, err error) {
 	if (before.mode() == modeDeferred) != (w.interest.mode() == modeDeferred) {
 		s.kernel.setDeferred(s, w.interest.mode() == modeDeferred)
 	}
+	if after.mode() == modeDeferred && before.mode() != modeDeferred && waitsForMemory.Load() > 0 {
+		// A goroutine that has begun to wait for memory since the transition was
+		// made did not find s among the deferred: arm the poller after all.
+		return s.step(fd, transition{event: evReap, awaited: true, inFlight: true})
+	}
 	return act&actReap != 0, err
 }
 

@@ -403,8 +403,8 @@ func (w *write) sendFlagged(fd uintptr) error {
 		return err
 	}
 	l.commit(w.claim, n)
-	if w.s.calls++; w.s.calls%reapEvery == 0 {
-		w.s.drain(fd)
+	if w.s.calls++; w.s.calls%reapEvery == 0 || !w.s.path.free.Load() {
+		w.s.drain(fd) // at once while a completion has yet to tell what the path does
 	}
 	w.tries--
 	w.advance(n)

@@ -434,3 +434,27 @@ func TestWriterAndFallbackDoNotKeepTheBuffers(t *testing.T) {
 	expect(t, s, want)
 	check(t, zc.Flush(testContext(t)))
 }
+
+// On a path of which nothing is known calls are short; once a completion has
+// told that it does not copy they are as long as their writes.
+func TestCallsAreShortUntilThePathIsKnown(t *testing.T) {
+	var p pathState
+	for i, tt := range []struct {
+		learn  bool
+		copied bool
+		want   int
+	}{
+		{false, false, smallCall},
+		{true, false, plainCall},
+		{true, true, smallCall},
+		{true, true, smallCall},
+		{true, false, plainCall},
+	} {
+		if tt.learn {
+			p.learn(1, tt.copied, 0)
+		}
+		if got := p.longestCall(); got != tt.want {
+			t.Errorf("after %d completions: calls of %d, want %d", i, got, tt.want)
+		}
+	}
+}
