@@ -35,6 +35,7 @@ func (s *socket) control(f func(fd uintptr)) error {
 // close is Conn.Close.
 func (s *socket) close() error {
 	l, err := s.closeDescriptor()
+	s.deliver()
 	if l == nil {
 		return err
 	}
@@ -57,11 +58,10 @@ func (s *socket) closeDescriptor() (*lingeringClose, error) {
 	defer s.closeMu.Unlock()
 	// First of all: a flagged call is in flight by now, or will not be made.
 	idle, again := s.ledger().close()
-	if again {
-		return nil, s.kernel.close()
-	}
-	if idle == nil {
-		s.detachOwn()
+	if idle == nil || again {
+		if s.lingering.Load() == nil {
+			s.detachOwn()
+		}
 		return nil, s.kernel.close()
 	}
 	l, err := s.linger(idle)
@@ -198,10 +198,13 @@ func (s *socket) abandon() {
 	}
 }
 
-// closedElsewhere ends the tickets of a connection whose descriptor was closed
-// other than by Close, as by that of the embedded *net.TCPConn: its completions
-// can never be read.
-func (s *socket) closedElsewhere() {
+// controlFailed is called when there is no descriptor of s any more. If Close
+// did not bring that about, as a Close of the embedded *net.TCPConn does not, the
+// completions can never be read: it ends the tickets.
+func (s *socket) controlFailed() {
+	if s.ledger().isClosed() {
+		return
+	}
 	s.detach(noDescriptor)
 	s.abandon()
 }
@@ -221,6 +224,5 @@ func (s *socket) closeUnheld(why error) error {
 	}
 	err := s.kernel.close()
 	s.abandon()
-	s.deliver()
 	return err
 }

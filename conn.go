@@ -304,5 +304,6 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // *net.TCPConn's, this Close delivers what is in flight before it resets a connection of which received bytes were left
 // unread, and it ends the connection also for a duplicate of the descriptor that File has made.
 func (c *Conn) Close() error {
+	defer runtime.KeepAlive(c) // or it would count as dropped meanwhile
 	return c.s.close()
 }

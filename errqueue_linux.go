@@ -86,8 +86,8 @@ func (s *socket) reap() {
 	err := s.control(e.reap)
 	e.s = nil
 	errorQueues.Put(e)
-	if err != nil && !s.ledger().isClosed() {
-		s.closedElsewhere()
+	if err != nil {
+		s.controlFailed()
 	}
 	s.deliver()
 }

@@ -654,9 +654,13 @@ func TestPeerThatIsBlockedInWriteIsResetByClose(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 		return before > 0 && unreadBytes(t, near) == before
 	})
+	c.s.path.free.Store(true) // or the writer would look for what the path does, and find that nothing is in flight
 	want := noise(16<<10, 1)
 	ticket, err := c.WritePinned(Pin(want))
 	check(t, err)
+	if c.Stats().IDsInFlight == 0 {
+		t.Fatal("nothing is in flight")
+	}
 	check(t, c.Close())
 	expect(t, far, want)
 	expectEOF(t, far)

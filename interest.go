@@ -62,7 +62,7 @@ func (i interest) with(mode interest) interest { return i&^modeMask | mode }
 type transition struct {
 	event event
 
-	awaited  bool // send, reap: a goroutine waits for a completion or for memory
+	awaited  bool // send, tick, reap: a goroutine waits for a completion or for memory
 	sent     bool // tick, reap: a flagged call was made since the last tick or reap
 	inFlight bool // reap: memory is in flight, or a flagged call is under way
 	hooked   bool // reap: every message of the queue is wanted (Config.ErrorQueue)
@@ -123,7 +123,7 @@ func (i interest) next(t transition) (interest, action) {
 	case evFire:
 		return i.afterFire(t)
 	case evTick:
-		if mode == modeDeferred && !t.sent {
+		if mode == modeDeferred && (!t.sent || t.awaited) {
 			return i, actReap
 		}
 	case evReap:

@@ -58,6 +58,7 @@ func TestInterest(t *testing.T) {
 		{modeIdle, tick, modeIdle, 0},
 		{modeDeferred, tick, modeDeferred, actReap},
 		{modeDeferred, tickSent, modeDeferred, 0}, // the writer reads the queue
+		{modeDeferred, transition{event: evTick, sent: true, awaited: true}, modeDeferred, actReap},
 		{modeArmed, tick, modeArmed, 0},
 		{modeEdge, tick, modeEdge, 0},
 		{modeDetached, tick, modeDetached, 0},

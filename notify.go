@@ -99,6 +99,7 @@ type ledger struct {
 	failed   error         // why tickets that finish from now on report an error
 	failures []error       // the tickets that did, for Flush
 	closed   bool          // no further reservation
+	lost     bool          // no completion will be read any more; see abandon
 	idleNow  chan struct{} // closed when nothing is in flight; nil if that is not waited for
 	counts   ledgerCounts  //
 
@@ -165,12 +166,17 @@ func (l *ledger) commit(c *claim, n int) {
 	r := l.reserved
 	l.reserved = reservation{}
 	l.next++
+	l.counts.sends++
+	if c.settled { // abandoned meanwhile
+		l.counts.unprovenBytes += int64(n)
+		l.mu.Unlock()
+		return
+	}
 	c.hi = l.next
 	c.pending++
 	c.bytes += int64(n)
 	l.moveOut(c, int64(n))
 	l.moveIDs(1)
-	l.counts.sends++
 	var finished *claim
 	if r.early {
 		_, finished = l.credit(span{l.next - 1, l.next}, r.copied)
@@ -196,6 +202,10 @@ func (l *ledger) seal(c *claim, helped bool) Ticket {
 	t := c.ticket()
 	c.sealed, c.helped = true, helped
 	l.sealed = max(l.sealed, c.seq+1)
+	if l.lost && !c.settled && c.pending > 0 {
+		l.giveUp(c, clock())
+		l.sweep()
+	}
 	finished := l.finish(c, nil)
 	l.mu.Unlock()
 	l.settle(finished)
@@ -208,7 +218,7 @@ func (l *ledger) completed(lo, hi uint32, copied bool) (news uint64) {
 	l.mu.Lock()
 	l.counts.notifications++
 	s, ok := l.widen(lo, hi)
-	if !ok {
+	if !ok || l.lost {
 		l.counts.rejected++
 		l.mu.Unlock()
 		return 0
@@ -532,24 +542,31 @@ func (l *ledger) idle() bool {
 	return !l.busy()
 }
 
-// abandon resolves every ticket that is left without giving its memory back, and returns how many bytes that is.
-// The loans stay referenced for the life of the process.
+// abandon resolves every ticket that is left without giving its memory back, and
+// returns how many bytes that is. No completion is accepted any more, and no
+// call. The loans stay referenced for the life of the process.
 func (l *ledger) abandon() (bytes int64) {
 	now := clock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed, l.lost = true, true
 	for i := range l.claims.len() {
-		c := l.claims.at(i)
-		if c.settled || c.pending == 0 {
-			continue
+		if c := l.claims.at(i); !c.settled && c.pending > 0 {
+			bytes += c.bytes
+			l.giveUp(c, now)
 		}
-		unproven.keep(&c.loan)
-		bytes += c.bytes
-		c.err = ErrReleaseUnproven
-		l.resolve(c, OutcomeUnknown, now)
 	}
 	l.sweep()
+	l.checkIdle()
 	return bytes
+}
+
+// giveUp resolves c, whose memory the kernel may read for ever. l.mu is held.
+func (l *ledger) giveUp(c *claim, now time.Duration) {
+	unproven.keep(&c.loan)
+	l.moveIDs(-int64(c.pending))
+	c.err = ErrReleaseUnproven
+	l.resolve(c, OutcomeUnknown, now)
 }
 
 // snapshot returns the counts, and whether the connection has failed.

@@ -118,7 +118,7 @@ func (p *poller) setDeferred(s *socket, on bool) {
 // held.
 func (p *poller) setTick(at time.Time) {
 	p.ticking = !at.IsZero()
-	_ = p.file.SetReadDeadline(at) // it is pollable, or it would not be here
+	_ = p.file.SetReadDeadline(at) // it worked in start
 }
 
 // start opens the epoll descriptor and begins to serve it. p.mu is held.
@@ -136,6 +136,9 @@ func (p *poller) start() error {
 	}
 	file := os.NewFile(uintptr(epfd), "epoll") // non-blocking, so it joins the runtime's poller
 	raw, err := file.SyscallConn()
+	if err == nil {
+		err = file.SetReadDeadline(time.Time{}) // fails if it could not join
+	}
 	if err != nil {
 		file.Close()
 		return err
@@ -175,34 +178,31 @@ func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return // it cannot be: only this goroutine closes file
 		}
-		var stopped bool
-		if due, stopped = p.takeTick(file, due[:0]); stopped {
-			return
-		}
+		due = p.deferredNow(due[:0])
 		for i, s := range due {
 			s.tick()
 			due[i] = nil
 		}
+		if !p.rearmTick(file) {
+			return
+		}
 	}
 }
 
-// takeTick appends the deferred sockets to due, and sets the next tick if there
-// are any. It reports whether the goroutine that serves file is to end.
-func (p *poller) takeTick(file *os.File, due []*socket) (all []*socket, stopped bool) {
+// rearmTick sets the next tick if there are deferred sockets. It reports false
+// if the goroutine that serves file is to end.
+func (p *poller) rearmTick(file *os.File) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.file != file {
-		return due, true
+		return false
 	}
-	for s := range p.deferred {
-		due = append(due, s)
+	next := time.Time{}
+	if len(p.deferred) > 0 {
+		next = time.Now().Add(tickEvery)
 	}
-	if len(due) > 0 {
-		p.setTick(time.Now().Add(tickEvery))
-	} else {
-		p.setTick(time.Time{})
-	}
-	return due, false
+	p.setTick(next)
+	return true
 }
 
 // report hands an event to its socket, if there still is one. Tokens are never
@@ -222,13 +222,14 @@ func (p *poller) report(ev unix.EpollEvent) {
 // stopped waiting.
 func awaitMemory() (stop func()) {
 	waitsForMemory.Add(1)
-	for _, s := range thePoller.deferredNow() {
+	for _, s := range thePoller.deferredNow(nil) {
 		s.await()
 	}
 	return func() { waitsForMemory.Add(-1) }
 }
 
-func (p *poller) deferredNow() (all []*socket) {
+// deferredNow appends the deferred sockets to all.
+func (p *poller) deferredNow(all []*socket) []*socket {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for s := range p.deferred {

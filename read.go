@@ -78,14 +78,11 @@ func (s *socket) readDeadlinePassed() bool {
 	return errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// wait returns when ready is closed, or when it is time to look at the deadline: after patience if it is not known.
+// wait returns when ready is closed, or when it is time to look again: at the deadline, or after patience if there is
+// none or it is not known. Nothing else tells that the descriptor was closed other than by Close.
 func (w *watch) wait(ready <-chan struct{}, patience time.Duration) {
 	deadline, known := w.readDeadline()
-	switch {
-	case known && deadline.IsZero():
-		<-ready
-		return
-	case known:
+	if known && !deadline.IsZero() {
 		patience = time.Until(deadline)
 	}
 	timer := time.NewTimer(patience)

@@ -55,13 +55,18 @@ func (s *socket) expectCompletion(fd uintptr) error {
 
 // await is called by a goroutine that has begun to wait for a completion, or
 // that asks whether one has come.
-func (s *socket) await() { s.stepAndReap(transition{event: evAwait}) }
+func (s *socket) await() {
+	if s.control(func(uintptr) {}) != nil {
+		s.controlFailed() // no event will come
+	}
+	s.stepAndReap(transition{event: evAwait})
+}
 
 // tick is called by the poller for each connection whose completions are left
 // to the writer.
 func (s *socket) tick() {
 	s.watch.mu.Lock()
-	reap, _ := s.step(noDescriptor, transition{event: evTick, sent: s.sent()})
+	reap, _ := s.step(noDescriptor, transition{event: evTick, sent: s.sent(), awaited: s.awaited()})
 	s.watch.mu.Unlock()
 	if reap {
 		s.reap()
