@@ -18,7 +18,7 @@ var exclusions = []exclusion{
 	{"", "DoNotAllocate|DoesNotAllocate", "they count what the Go heap allocates, on which a kernel has no influence, and take a minute under emulation"},
 	{"", "Nettest|TestEveryWriterBehavesTheSame|TestReadsBehaveLikeTCP$|TestWritesBehaveLikeTCP|OverConnThatSendsEverythingWithoutCopy|" +
 		"TestReleaseBeyondTheMapCountDoesNotPanic", "they take as long under emulation as all others together, and are about Go's packages more than about the kernel"},
-	{"", "TestTenThousandConnections", "making that many connections takes a minute under emulation"},
+	{"", "TestTenThousandConnections|TestEveryWaitEnds|TestConnectionsThatHaveEndedCostNothing", "making that many connections takes minutes under emulation, and what they cost is that of the emulation"},
 	{"", "Histories|TestAHistoryCanBeRepeated|^Fuzz", "their kernel is a fake one"},
 	{"6.1", "TestSmallOptmemNeverBlocks|TestENOBUFSIsRare|TestWriterReadsCompletionsThatNobodyElseReads", "net.core.optmem_max belongs to a network namespace since Linux 6.8 only"},
 	{"6.1", "TestMemoryHeldByADeviceIsNeverReused", "with this kernel the reset gives back the memory that the test wants the device's queue to hold, for a reason not yet known"},

@@ -41,7 +41,7 @@ const (
 		"TestAbandonedTicketsNeverGiveTheirMemoryBack|TestQueueKeepsOrderWhileItGrows|TestSteadyLedgerDoesNotAllocate|" +
 		"TestForeignMessagesComeInOrderAndOneAtATime|TestPoolWaitsForABufferToComeBack|TestMisuseOfAPoolIsLoud|" +
 		"TestClosedPoolUnmapsWithItsLastBuffer|TestPinnedIsAView|TestAllocatedMemoryIsZeroedAndWritable|" +
-		"TestOnlyPinnedCanBeSent)$"
+		"TestOnlyPinnedCanBeSent|TestInterest|TestInterestNeverForgetsACompletion|TestCallsAreShortUntilThePathIsKnown)$"
 	userTimeout = 90 * time.Second
 )
 
