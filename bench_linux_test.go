@@ -465,7 +465,8 @@ func (k *instantKernel) receive(_ uintptr, hdr *unix.Msghdr) (int, error) {
 	return 0, nil
 }
 
-func (k *instantKernel) join(*socket) error                   { return nil }
-func (k *instantKernel) arm(uintptr, *socket, interest) error { return nil }
-func (k *instantKernel) setDeferred(*socket, bool)            {}
-func (k *instantKernel) remove(uintptr, *socket)              {}
+func (k *instantKernel) join(*socket) error                         { return nil }
+func (k *instantKernel) arm(uintptr, *socket, interest, bool) error { return nil }
+func (k *instantKernel) disarm(uintptr, *socket)                    {}
+func (k *instantKernel) setDeferred(*socket, bool)                  {}
+func (k *instantKernel) remove(uintptr, *socket, bool)              {}

@@ -150,7 +150,7 @@ func TestErrorQueueHookMayClose(t *testing.T) {
 // takes longer to read than a tick: one, or many of them.
 type slowTick struct{ kernel }
 
-func (slowTick) arm(uintptr, *socket, interest) error { return unix.ENOSPC }
+func (slowTick) arm(uintptr, *socket, interest, bool) error { return unix.ENOSPC }
 func (k slowTick) poll(fd uintptr, p *[1]unix.PollFd) error {
 	time.Sleep(tickEvery + 10*time.Millisecond)
 	return k.kernel.poll(fd, p)

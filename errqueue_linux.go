@@ -93,8 +93,8 @@ func (s *socket) reap() {
 }
 
 func (e *errorQueue) reapSocket(fd uintptr) {
-	_, ended := e.drainAll(e.s, fd)
-	e.s.reaped(fd, ended)
+	e.drainAll(e.s, fd)
+	e.s.reaped(fd)
 }
 
 // drain reads the error queue until it is empty, and returns how many IDs came back. It does not block, and nothing
@@ -102,18 +102,17 @@ func (e *errorQueue) reapSocket(fd uintptr) {
 func (s *socket) drain(fd uintptr) (ids uint64) {
 	e := errorQueues.Get().(*errorQueue)
 	defer errorQueues.Put(e)
-	ids, _ = e.drainAll(s, fd)
-	return ids
+	return e.drainAll(s, fd)
 }
 
-// drainAll also reports whether the socket still shows a hang-up or an error once the queue is empty.
-func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64, ended bool) {
+func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
 	s.drainMu.Lock()
 	defer s.drainMu.Unlock()
 	s.stats.drains.Add(1)
 	e.calls = 0
 	defer func() { s.stats.syscalls.Add(e.calls) }()
 	for more := true; more; {
+		var ended bool
 		more, ended = e.fill(s, fd)
 		// Completions of a purged queue look like all others: ask before they are booked. A dead socket sets its
 		// error before it purges (tcp_reset, tcp_done_with_error in net/ipv4/tcp_input.c).
@@ -122,7 +121,7 @@ func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64, ended bool) {
 		}
 		ids += s.book(e.news)
 	}
-	return ids, ended
+	return ids
 }
 
 // suspect looks at a socket that shows signs of being dead.

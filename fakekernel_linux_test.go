@@ -62,9 +62,7 @@ type stateful struct {
 	others   []fault // of the next watch, duplicate or disconnect
 
 	joined   bool // the poller knows the socket
-	armed    bool // and is armed for an event
-	edge     bool // for each new one
-	changing bool // there is one
+	changing bool // there is a new event
 	watched  int  // the descriptor in its epoll set; 0 if there is none
 	deferred bool // its tick looks after the socket
 	firing   int  // events that are being handled
@@ -398,7 +396,7 @@ func (k *fakeKernel) send(fd uintptr, m *message, flags int) (int, error) {
 	defer k.mu.Unlock()
 	k.check(fd, "send")
 	zero := flags&msgZeroCopy != 0
-	if zero && !k.deferred && !k.armed && k.firing == 0 && !k.s.ledger().isClosed() {
+	if zero && !k.deferred && k.watched == 0 && k.firing == 0 && !k.s.ledger().isClosed() {
 		k.fail("a flagged call whose completion nobody would read")
 	}
 	f := next(&k.sends)

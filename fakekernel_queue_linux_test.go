@@ -112,6 +112,7 @@ func (k *fakeKernel) notify(u *uarg) {
 		if last := &k.queue[n-1]; !last.foreign && last.n > 0 && last.hi+1 == u.lo {
 			last.hi += u.n
 			last.n += u.n
+			k.changing = true // sk_error_report is called all the same
 			return
 		}
 	}
@@ -291,19 +292,29 @@ func (k *fakeKernel) join(*socket) error {
 	return nil
 }
 
-func (k *fakeKernel) arm(fd uintptr, _ *socket, i interest) error {
+func (k *fakeKernel) arm(fd uintptr, _ *socket, i interest, again bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.check(fd, "epoll_ctl")
-	if k.watched != 0 && k.watched != int(fd) {
-		k.fail("two descriptors of one socket are watched")
+	if again != (k.watched != 0) || again && k.watched != int(fd) {
+		k.fail("descriptor %d is armed (again: %v), and %d is in the epoll set", fd, again, k.watched)
 	}
 	if k.fault() != faultNone {
 		k.unarmed = true
 		return unix.ENOSPC
 	}
-	k.watched, k.armed, k.edge, k.changing = int(fd), true, i.mode() == modeEdge, true
+	k.watched, k.changing = int(fd), true
 	return nil
+}
+
+func (k *fakeKernel) disarm(fd uintptr, _ *socket) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.check(fd, "epoll_ctl")
+	if k.watched != int(fd) {
+		k.fail("descriptor %d is disarmed, and %d is in the epoll set", fd, k.watched)
+	}
+	k.watched = 0
 }
 
 func (k *fakeKernel) setDeferred(_ *socket, on bool) {
@@ -315,18 +326,21 @@ func (k *fakeKernel) setDeferred(_ *socket, on bool) {
 	k.deferred = on
 }
 
-func (k *fakeKernel) remove(fd uintptr, _ *socket) {
+func (k *fakeKernel) remove(fd uintptr, _ *socket, added bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if added != (k.watched != 0) {
+		k.fail("the poller is to forget a socket (added: %v), and %d is in the epoll set", added, k.watched)
+	}
 	if k.watched != 0 {
 		k.check(fd, "epoll_ctl")
 	}
-	k.joined, k.watched, k.armed, k.deferred = false, 0, false, false
+	k.joined, k.watched, k.deferred = false, 0, false
 }
 
 // reports says whether the poller has an event.
 func (k *fakeKernel) reports() bool {
-	return k.watched != 0 && k.armed && k.events() != 0 && (k.changing || !k.edge)
+	return k.watched != 0 && k.events() != 0 && k.changing
 }
 
 // report does what the poller does with an event, if there is one.
@@ -337,7 +351,7 @@ func (k *fakeKernel) report() bool {
 	if !k.reports() {
 		return false
 	}
-	k.armed, k.changing = k.edge, false
+	k.changing = false
 	k.firing++
 	defer func() { k.firing-- }()
 	k.mu.Unlock()

@@ -14,14 +14,17 @@ package zcnet
 //
 // The mode is one of
 //
-//	idle      No completion is expected, and the poller is not armed.
+//	idle      No completion is expected.
 //	deferred  The writer reads the queue. The poller is not armed; its tick
 //	          looks after the connection, which is in poller.deferred.
-//	armed     The poller is armed for one event, or is handling it.
-//	edge      The poller is armed for each new event, for good: the socket
-//	          shows a hang-up or an error that reading the queue does not
-//	          clear, and that would be reported again and again.
+//	armed     The poller has the next event of the descriptor, or is handling
+//	          it. It is armed edge-triggered: for each new event, and for good,
+//	          because a hang-up or an error that reading the queue does not clear
+//	          would otherwise be reported again and again.
 //	detached  The descriptor is closed, or about to be.
+//
+// A descriptor stays in the epoll set when its connection becomes idle, and is
+// taken out of it when the connection is deferred.
 //
 // and the transitions are, with the goroutine that makes each:
 //
@@ -47,11 +50,12 @@ const (
 	modeIdle interest = iota
 	modeDeferred
 	modeArmed
-	modeEdge
 	modeDetached
 
-	modeMask  interest = 1<<3 - 1
-	wantsData interest = 1 << 3 // a goroutine waits for data
+	modeMask  interest = 1<<2 - 1
+	wantsData interest = 1 << 2 // a goroutine waits for data
+	inSet     interest = 1 << 3 // the descriptor is in the epoll set
+	forData   interest = 1 << 4 // and its events tell of data too
 )
 
 func (i interest) mode() interest { return i & modeMask }
@@ -66,7 +70,6 @@ type transition struct {
 	sent     bool // tick, reap: a flagged call was made since the last tick or reap
 	inFlight bool // reap: memory is in flight, or a flagged call is under way
 	hooked   bool // reap: every message of the queue is wanted (Config.ErrorQueue)
-	ended    bool // reap: the empty queue still shows a hang-up or an error
 	readable bool // fire: there is something to read, or never will be
 }
 
@@ -88,38 +91,33 @@ const (
 type action uint8
 
 const (
-	actArm    action = 1 << iota // arm the poller for the new interest
+	actArm    action = 1 << iota // put the descriptor into the epoll set, or change what its events tell of
+	actDisarm                    // take it out
 	actReap                      // read the error queue, and call next with evReap
 	actWake                      // wake the goroutines that wait for data
-	actRemove                    // take the descriptor out of the poller
+	actRemove                    // have the poller forget the socket
 )
 
 // next returns the interest after a transition, and what is to be done for it.
 func (i interest) next(t transition) (interest, action) {
 	mode := i.mode()
-	switch t.event {
-	case evAttach:
+	switch {
+	case t.event == evAttach:
 		return modeIdle, 0
-	case evDetach:
+	case t.event == evDetach:
 		return modeDetached, actWake | actRemove
-	}
-	if mode == modeDetached {
+	case mode == modeDetached:
 		return i, 0
 	}
 	switch t.event {
 	case evSend:
-		if mode == modeIdle && t.awaited {
-			return i.with(modeArmed), actArm
-		}
-		if mode == modeIdle {
-			return i.with(modeDeferred), 0
-		}
+		return i.afterSend(t)
 	case evAwait:
 		if mode == modeDeferred {
 			return i, actReap
 		}
 	case evRead:
-		return i.afterRead()
+		return (i | wantsData).arm()
 	case evFire:
 		return i.afterFire(t)
 	case evTick:
@@ -132,21 +130,35 @@ func (i interest) next(t transition) (interest, action) {
 	return i, 0
 }
 
-// afterRead arms the poller for data too. To arm it reports what is there
-// already.
-func (i interest) afterRead() (interest, action) {
-	switch {
-	case i.mode() == modeEdge:
-		return i | wantsData, 0 // it is armed for data always
-	case i.mode() == modeArmed && i&wantsData != 0:
-		return i, 0
+// arm enters modeArmed. To change what the events tell of reports also what is
+// there already.
+func (i interest) arm() (interest, action) {
+	before := i
+	i = i.with(modeArmed) | inSet
+	if i&wantsData != 0 {
+		i |= forData
+	} else {
+		i &^= forData
 	}
-	return i.with(modeArmed) | wantsData, actArm
+	if i&(inSet|forData) != before&(inSet|forData) {
+		return i, actArm
+	}
+	return i, 0
+}
+
+func (i interest) afterSend(t transition) (interest, action) {
+	switch {
+	case i.mode() != modeIdle:
+		return i, 0
+	case t.awaited || i&inSet != 0:
+		return i.arm()
+	}
+	return i.with(modeDeferred), 0
 }
 
 func (i interest) afterFire(t transition) (interest, action) {
-	if i.mode() != modeArmed && i.mode() != modeEdge {
-		return i, 0 // it was armed before it was deferred or idle
+	if i.mode() != modeArmed {
+		return i, 0 // nothing is expected
 	}
 	if t.readable && i&wantsData != 0 {
 		return i &^ wantsData, actReap | actWake
@@ -158,14 +170,15 @@ func (i interest) afterFire(t transition) (interest, action) {
 func (i interest) afterReap(t transition) (interest, action) {
 	expected := t.inFlight || t.hooked
 	switch {
-	case i.mode() == modeEdge:
-		return i, 0
-	case t.ended:
-		return i.with(modeEdge), actArm
 	case i&wantsData != 0 || expected && (t.awaited || !t.sent):
-		return i.with(modeArmed), actArm
+		return i.arm()
+	case expected && i&inSet != 0:
+		return i.with(modeDeferred) &^ (inSet | forData), actDisarm
 	case expected:
 		return i.with(modeDeferred), 0
+	case i&forData != 0:
+		i, act := i.arm() // for what may come without data
+		return i.with(modeIdle), act
 	}
 	return i.with(modeIdle), 0
 }

@@ -18,11 +18,13 @@ type completionKernel interface {
 	// lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.
 	lostUnacknowledged(fd uintptr) bool
 
-	// join, arm, setDeferred and remove are the poller's.
+	// join, arm, disarm, setDeferred and remove are the poller's. again and added
+	// tell whether the descriptor is in the epoll set already.
 	join(s *socket) error
-	arm(fd uintptr, s *socket, i interest) error
+	arm(fd uintptr, s *socket, i interest, again bool) error
+	disarm(fd uintptr, s *socket)
 	setDeferred(s *socket, on bool)
-	remove(fd uintptr, s *socket)
+	remove(fd uintptr, s *socket, added bool)
 
 	// duplicate makes a second descriptor, whose Close does not block, and returns the socket's SO_LINGER.
 	duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error)
@@ -61,11 +63,12 @@ func (system) receive(fd uintptr, hdr *unix.Msghdr) (int, error) {
 func (system) lostUnacknowledged(fd uintptr) bool { return lostUnacknowledged(fd) }
 
 func (system) join(s *socket) error { return thePoller.join(s) }
-func (system) arm(fd uintptr, s *socket, i interest) error {
-	return thePoller.arm(int(fd), s, i)
+func (system) arm(fd uintptr, s *socket, i interest, again bool) error {
+	return thePoller.arm(int(fd), s, i, again)
 }
-func (system) setDeferred(s *socket, on bool) { thePoller.setDeferred(s, on) }
-func (system) remove(fd uintptr, s *socket)   { thePoller.remove(int(fd), s) }
+func (system) disarm(fd uintptr, s *socket)             { thePoller.disarm(int(fd)) }
+func (system) setDeferred(s *socket, on bool)           { thePoller.setDeferred(s, on) }
+func (system) remove(fd uintptr, s *socket, added bool) { thePoller.remove(int(fd), s, added) }
 
 // duplicate turns a linger time off, for it would make the last close(2) block.
 func (system) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error) {

@@ -45,58 +45,49 @@ func (p *poller) join(s *socket) error {
 		return err
 	}
 	p.tokens++
-	w.token, w.added = p.tokens, false
+	w.token = p.tokens
 	p.sockets[w.token] = s
 	return nil
 }
 
 // remove makes the poller forget s. fd is the descriptor that it was armed for,
-// and still open. s.watch.mu is held.
-func (p *poller) remove(fd int, s *socket) {
+// and still open, if it was added to the epoll set. s.watch.mu is held.
+func (p *poller) remove(fd int, s *socket, added bool) {
 	w := &s.watch
 	if w.token == 0 {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if w.added {
-		_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd, &unix.EpollEvent{})
+	if added {
+		p.disarm(fd)
 	}
 	delete(p.sockets, w.token)
 	delete(p.deferred, s)
-	w.token, w.added = 0, false
+	w.token = 0
 	if len(p.sockets) == 0 {
 		p.stop()
 	}
 }
 
-// arm has the poller report the next event of fd, or in mode edge each new one:
-// errors and hang-ups always, and readability if it is waited for. An event that
-// is there already is reported too. s.watch.mu is held.
-func (p *poller) arm(fd int, s *socket, i interest) error {
-	w := &s.watch
-	ev := epollEvent(i)
-	ev.Fd, ev.Pad = int32(w.token), int32(w.token>>32)
-	op := unix.EPOLL_CTL_MOD
-	if !w.added {
-		op = unix.EPOLL_CTL_ADD
+// arm has the poller report each new event of fd: errors and hang-ups always,
+// and readability if it is waited for. What is the case already is reported
+// too. again tells that fd is in the epoll set. s.watch.mu is held.
+func (p *poller) arm(fd int, s *socket, i interest, again bool) error {
+	ev := unix.EpollEvent{Events: unix.EPOLLET, Fd: int32(s.watch.token), Pad: int32(s.watch.token >> 32)}
+	if i&forData != 0 {
+		ev.Events |= unix.EPOLLIN | unix.EPOLLRDHUP
 	}
-	if err := unix.EpollCtl(p.epfd, op, fd, &ev); err != nil {
-		return os.NewSyscallError("epoll_ctl", err)
+	op := unix.EPOLL_CTL_ADD
+	if again {
+		op = unix.EPOLL_CTL_MOD
 	}
-	w.added = true
-	return nil
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.epfd, op, fd, &ev))
 }
 
-func epollEvent(i interest) unix.EpollEvent {
-	const data = unix.EPOLLIN | unix.EPOLLRDHUP
-	switch {
-	case i.mode() == modeEdge:
-		return unix.EpollEvent{Events: unix.EPOLLET | data}
-	case i&wantsData != 0:
-		return unix.EpollEvent{Events: unix.EPOLLONESHOT | data}
-	}
-	return unix.EpollEvent{Events: unix.EPOLLONESHOT}
+// disarm ends that. The socket that has fd has joined, so that epfd is open.
+func (p *poller) disarm(fd int) {
+	_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd, &unix.EpollEvent{})
 }
 
 // setDeferred puts s into the care of the tick, or takes it out. s.watch.mu is

@@ -21,7 +21,6 @@ type watch struct {
 	mu       sync.Mutex
 	interest interest
 	token    uint64        // names the socket to the poller; 0 if it does not know it
-	added    bool          // the descriptor is in the epoll set
 	issued   uint64        // IDs that had been issued at the last tick or reap
 	ready    chan struct{} // closed to have those who wait for data try again; nil if none does
 	deadline time.Time     // of reads

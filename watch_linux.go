@@ -15,13 +15,19 @@ func (s *socket) step(fd uintptr, t transition) (reap bool, err error) {
 		w.wakeReaders()
 	}
 	if act&actRemove != 0 {
-		s.kernel.remove(fd, s)
+		s.kernel.remove(fd, s, before&inSet != 0)
+	}
+	if act&actDisarm != 0 {
+		s.kernel.disarm(fd, s)
 	}
 	if act&actArm != 0 {
-		if err = s.kernel.arm(fd, s, after); err != nil {
+		if err = s.kernel.arm(fd, s, after, before&inSet != 0); err != nil {
 			// The tick looks after what events cannot be had for, and readers
 			// are told when they try again.
-			w.interest = before.with(modeDeferred) &^ wantsData
+			w.interest = before.with(modeDeferred) &^ (wantsData | inSet | forData)
+			if before&inSet != 0 {
+				s.kernel.disarm(fd, s)
+			}
 			w.wakeReaders()
 		}
 	}
@@ -90,8 +96,8 @@ func (s *socket) stepAndReap(t transition) {
 }
 
 // reaped is called by a goroutine that has just read the error queue of fd until
-// it was empty. ended tells whether it still shows a hang-up or an error.
-func (s *socket) reaped(fd uintptr, ended bool) {
+// it was empty.
+func (s *socket) reaped(fd uintptr) {
 	s.watch.mu.Lock()
 	defer s.watch.mu.Unlock()
 	_, _ = s.step(fd, transition{
@@ -100,7 +106,6 @@ func (s *socket) reaped(fd uintptr, ended bool) {
 		sent:     s.sent(),
 		inFlight: !s.ledger().idle(),
 		hooked:   s.cfg.ErrorQueue != nil,
-		ended:    ended,
 	})
 }
 
