@@ -198,3 +198,18 @@ func TestAbandonedCallsLeaveTheTally(t *testing.T) {
 		t.Errorf("%d bytes of closed connections are pinned, by the tally; the ledger has %d bytes and %d IDs in flight", n, c.Stats().BytesInFlight, c.Stats().IDsInFlight)
 	}
 }
+
+// Without the poller no event would tell Close of the completions: it resets the
+// connection, which brings them at once.
+func TestCloseResetsWhereThePollerCannotBeHad(t *testing.T) {
+	near, _ := narrowPair(t)
+	c := wrap(t, near, hourly)
+	ticket, _ := pendingWrite(t, c, Pin(noise(16<<20, 1)))
+	c.s.kernel = unjoinable{c.s.kernel}
+	check(t, c.Close())
+	wantFailed(t, ticket)
+}
+
+type unjoinable struct{ kernel }
+
+func (unjoinable) join(*socket) error { return unix.EMFILE }

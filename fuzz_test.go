@@ -257,6 +257,7 @@ func (m *ledgerModel) abandon() {
 	for _, w := range m.writes {
 		w.abandoned = len(w.out) > 0
 	}
+	clear(m.owner) // given up: nothing is in flight, and no completion is accepted
 }
 
 // check compares everything that can be seen from outside.

@@ -26,7 +26,7 @@ package zcnet
 // A descriptor stays in the epoll set when its connection becomes idle, and is
 // taken out of it when the connection is deferred.
 //
-// and the transitions are, with the goroutine that makes each:
+// The transitions are, with the goroutine that makes each:
 //
 //	send    a writer, before a flagged call with nothing else in flight, and
 //	        after it has reserved the call's ID in the ledger
@@ -36,7 +36,7 @@ package zcnet
 //	        refuses to (see read.go), before it tries to read
 //	fire    the poller, with an event
 //	tick    the poller, with its tick
-//	reap    whoever has just read the error queue until it was empty
+//	reap    a goroutine that has just read the error queue until it was empty
 //	detach  Close, before it closes the descriptor
 //	attach  Close, with the second descriptor that outlives the first
 //

@@ -381,3 +381,23 @@ func TestSteadyLedgerDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations a write, want 0", n)
 	}
 }
+
+// Close meets the only flagged call, which then queues nothing.
+func TestCancelledCallEndsTheWaitOfClose(t *testing.T) {
+	l := &ledger{}
+	c := l.begin(0)
+	l.reserve()
+	idle, again := l.close()
+	if idle == nil || again {
+		t.Fatalf("close: idle %v, again %v; want a channel, and false", idle, again)
+	}
+	l.cancel()
+	select {
+	case <-idle:
+	default:
+		t.Error("nothing is in flight, and Close waits")
+	}
+	if ticket := l.seal(c, false); !ticket.Ready() {
+		t.Error("the ticket of a write that queued nothing is pending")
+	}
+}

@@ -43,8 +43,8 @@ func (s *socket) step(fd uintptr, t transition) (reap bool, err error) {
 }
 
 // expectCompletion is called by a writer before a flagged call whose ID it has
-// reserved, if nothing else is in flight. If it fails, the call must not be made: its completion would never
-// be read.
+// reserved, if nothing else is in flight. If it fails, the call must not be
+// made: its completion would never be read.
 func (s *socket) expectCompletion(fd uintptr) error {
 	w := &s.watch
 	w.mu.Lock()
