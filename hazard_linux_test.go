@@ -994,7 +994,7 @@ func TestCollectorLeavesMemoryInFlightAlone(t *testing.T) {
 	_ = garbage
 }
 
-// TestWriterReadsCompletionsThatNobodyElseReads stops the poller and leaves room for one notification only: the second
+// TestWriterReadsCompletionsThatNobodyElseReads leaves room for one notification only, and no goroutine waits: the second
 // call fails with ENOBUFS, and from then on the writer reads the completion of the call before in advance.
 func TestWriterReadsCompletionsThatNobodyElseReads(t *testing.T) {
 	link := lab.ForTest(t)
