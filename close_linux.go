@@ -113,6 +113,7 @@ func (l *lingeringClose) run() {
 	defer close(l.done)
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
+	s.askKernel()
 	released := l.awaitRelease(deadline.C)
 	if !released && !l.aborted {
 		l.abort(fmt.Sprintf("reset %v after Close", timeout))

@@ -72,6 +72,9 @@ type Config struct {
 
 	// insist keeps flagging on a path that copies: for tests of completions over loopback.
 	insist bool
+	// patience is how long a completion may be missing of what the peer has acknowledged.
+	patience time.Duration
+	filled   bool // by withDefaults
 }
 
 // Defaults of [Config].
@@ -84,17 +87,31 @@ const (
 	DefaultCloseTimeout = time.Minute
 )
 
-// withDefaults returns a copy of cfg with every default filled in.
+// defaultConfig is that of all connections that are wrapped without one.
+var defaultConfig = Config{}.fill()
+
+// withDefaults returns cfg with every default filled in: a copy, unless it is so
+// already.
 func (cfg *Config) withDefaults() *Config {
-	full := Config{}
-	if cfg != nil {
-		full = *cfg
+	switch {
+	case cfg == nil:
+		return defaultConfig
+	case cfg.filled:
+		return cfg
 	}
+	return cfg.fill()
+}
+
+func (full Config) fill() *Config {
+	full.filled = true
 	if full.Threshold <= 0 {
 		full.Threshold = DefaultThreshold
 	}
 	if full.CloseTimeout <= 0 {
 		full.CloseTimeout = DefaultCloseTimeout
+	}
+	if full.patience <= 0 {
+		full.patience = completionTimeout
 	}
 	full.insist = full.insist || full.Guard
 	return &full
@@ -117,28 +134,40 @@ func Wrap(c net.Conn, cfg *Config) net.Conn {
 }
 
 // NewConn is the strict form of [Wrap]: where zero-copy is not to be had it returns an error that says why and that
-// matches errors.ErrUnsupported, and leaves c as it was. A nil or closed connection is another error. A socket can be
-// wrapped once in its life, also through duplicates of its descriptor, for the kernel counts completions by the socket.
+// matches errors.ErrUnsupported, and leaves c as it was. A nil or closed connection is another error.
+//
+// A socket can be wrapped once in its life, also through duplicates of its descriptor, because the kernel counts
+// completions by the socket. One on which SO_ZEROCOPY is set already, by its listener or its dialer, can be wrapped if
+// no other code has sent with MSG_ZEROCOPY on it. Before Linux 4.17 that is the only way: the kernel takes the option
+// only before a socket is connected, in net.ListenConfig.Control or net.Dialer.Control.
 func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if c == nil {
 		return nil, errors.New("zcnet: NewConn of a nil *net.TCPConn")
 	}
-	if os.Getenv(disableEnv) == "1" {
-		return nil, unsupported("it is turned off by " + disableEnv + "=1 in the environment")
+	if err := disabled(); err != nil {
+		return nil, err
 	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("zcnet: %w", err)
 	}
-	if err := enableZeroCopy(raw); err != nil {
+	cookie, err := takeSocket(raw)
+	if err != nil {
 		return nil, err
 	}
-	conn := &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, kernel: system{c}, cfg: cfg.withDefaults()}}
+	conn := &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, kernel: system{c}, cfg: cfg.withDefaults(), cookie: cookie}}
 	runtime.AddCleanup(conn, (*socket).dropped, conn.s)
 	return conn, nil
 }
 
 const disableEnv = "ZCNET_DISABLE"
+
+func disabled() error {
+	if os.Getenv(disableEnv) == "1" {
+		return unsupported("it is turned off by " + disableEnv + "=1 in the environment")
+	}
+	return nil
+}
 
 // unsupported makes the error of a connection that cannot send without copying.
 func unsupported(why string) error {
@@ -201,13 +230,17 @@ type socket struct {
 	kernel kernel
 	cfg    *Config
 
+	cookie  uint64                 // see wrapped
 	books   atomic.Pointer[ledger] // see ledger
+	plain   plainBytes
 	path    pathState
 	stats   counters
 	foreign foreignQueue
-	refused atomic.Bool // flagged calls do not work here after all
-	watch   watch       // who reads the error queue, and who waits for data
-	calls   int         // flagged calls since the writer last read the error queue; the writer's
+	refused atomic.Pointer[error] // why flagged calls do not work here after all; nil if they do
+	watch   watch                 // who reads the error queue, and who waits for data
+	stall   stall
+	calls   int // flagged calls since the writer last read the error queue; the writer's
+	invalid int // flagged calls that failed where Write may not; the writer's
 	optmem  optmemBound
 
 	drainMu   sync.Mutex                     // one goroutine reads the error queue at a time
@@ -221,8 +254,21 @@ func (s *socket) ledger() *ledger {
 	if l := s.books.Load(); l != nil {
 		return l
 	}
-	s.books.CompareAndSwap(nil, &ledger{reader: s, total: &inProcess})
+	s.books.CompareAndSwap(nil, &ledger{reader: s, total: &inProcess, gated: true, plain: &s.plain})
 	return s.books.Load()
+}
+
+// Write sends b as *net.TCPConn does: it copies, whatever the length.
+func (c *Conn) Write(b []byte) (int, error) {
+	defer runtime.KeepAlive(c)
+	return c.s.write(b)
+}
+
+func (s *socket) write(b []byte) (n int, err error) {
+	s.plain.begin(len(b))
+	n, err = s.kernel.write(b)
+	s.plain.end(len(b), n)
+	return n, err
 }
 
 // opError makes the error that a *net.TCPConn would return.
@@ -260,10 +306,26 @@ func cause(err error) error {
 
 // refuse turns flagged calls off for good.
 func (s *socket) refuse(err error) {
-	if !s.refused.Swap(true) {
+	if s.refused.CompareAndSwap(nil, &err) {
 		s.log(slog.LevelWarn, "zero-copy sends turned off", "error", err)
 	}
 }
+
+// distrust is called with proof that completions do not tell what is in flight.
+// From here on they finish no ticket, and every write copies.
+func (s *socket) distrust(why error) {
+	if s.ledger().distrust() {
+		s.refuse(why)
+	}
+}
+
+// Why completions are not believed.
+var (
+	errMiscounted = errors.New("completions do not match the calls that were made: " +
+		"another program sends with MSG_ZEROCOPY on this socket, reads its error queue, or has put it into a BPF sockmap")
+	errNoCompletions = errors.New("completions do not come, though the kernel takes SO_ZEROCOPY: " +
+		"a sandbox stands in for the kernel, or another program has cleared the option or reads the socket's error queue")
+)
 
 func (s *socket) log(level slog.Level, msg string, args ...any) {
 	if s.cfg.Logger != nil {

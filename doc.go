@@ -54,6 +54,7 @@
 //
 // # Systems
 //
-// Linux 4.14 or later sends without copying. On every other system the package builds, and copies. Setting
+// Linux 4.17 or later sends without copying, and 4.14 where SO_ZEROCOPY was set before the connection was made (see
+// [NewConn]). On every other system the package builds, and copies. Setting
 // ZCNET_DISABLE=1 in the environment turns zero-copy off in the field.
 package zcnet

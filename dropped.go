@@ -87,6 +87,7 @@ func (p *Pool) watchSelf() {
 // dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
 // *net.TCPConn, which then closes itself, unless somebody still uses it; after CloseTimeout the connection is closed.
 func (s *socket) dropped() {
+	forget(s.cookie)
 	if s.ledger().isClosed() {
 		return
 	}

@@ -85,6 +85,18 @@ func TestTicketsEndThoughTheEmbeddedConnIsClosed(t *testing.T) {
 	}
 }
 
+// The same while a goroutine waits already.
+func TestParkedWaitEndsThoughTheEmbeddedConnIsClosed(t *testing.T) {
+	c, ticket := armedWrite(t)
+	waiting := beginCall(func() error { return ticket.Wait(testContext(t)) })
+	eventually(t, "Wait is parked", func() bool { return c.s.ledger().waited.Load() > 0 })
+	doze()
+	check(t, c.TCPConn.Close())
+	if err := <-waiting; !errors.Is(err, ErrReleaseUnproven) {
+		t.Errorf("Wait: %v, want %v", err, ErrReleaseUnproven)
+	}
+}
+
 // A reader that waits with the library's poller is not told either; it looks
 // again from time to time.
 func TestReadEndsThoughTheEmbeddedConnIsClosed(t *testing.T) {

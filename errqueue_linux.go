@@ -3,6 +3,7 @@ package zcnet
 import (
 	"encoding/binary"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"unsafe"
@@ -119,15 +120,74 @@ func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
 		if ended {
 			s.suspect(fd)
 		}
+		if len(e.news) > 0 || s.ledger().held.Load() > 0 {
+			s.prove(fd)
+		}
 		ids += s.book(e.news)
 	}
+	if s.ledger().doubtful() {
+		s.proveReleased(fd)
+	}
 	return ids
+}
+
+// prove asks what the peer has acknowledged, and reports whether the kernel tells.
+func (s *socket) prove(fd uintptr) bool {
+	l := s.ledger()
+	at := l.mark()
+	unacked, ok := s.kernel.unacknowledged(fd)
+	if !ok {
+		l.acknowledged(math.MaxInt64) // completions have to do
+		return false
+	}
+	l.acknowledged(at.sent - unacked)
+	return true
+}
+
+// proveReleased asks whether the kernel holds any memory of flagged calls. The
+// notification of a call is charged to the socket's option memory from the call
+// until its completion is read (sock_omalloc, msg_zerocopy_alloc). So if none is
+// in use, the completions of all calls have been read: by the library, or by
+// another program. s.drainMu is held, so that none is read and not yet booked.
+func (s *socket) proveReleased(fd uintptr) {
+	l := s.ledger()
+	at := l.mark()
+	if n, ok := s.kernel.optionMemory(fd); !ok || n > 0 {
+		return
+	}
+	if l.missing(at) {
+		s.distrust(errNoCompletions)
+	}
+	l.released(at)
+}
+
+// askKernel takes everything from the kernel's accounts that they tell of memory
+// in flight. It reports whether they tell what is acknowledged.
+func (s *socket) askKernel() (provable bool) {
+	l := s.ledger()
+	err := s.control(func(fd uintptr) {
+		if provable = s.prove(fd); l.idle() {
+			return
+		}
+		s.drainMu.Lock()
+		defer s.drainMu.Unlock()
+		s.proveReleased(fd)
+	})
+	switch {
+	case err == nil:
+	case l.distrusted():
+		s.abandon()
+	default: // closed, with all completions read: they have to do
+		l.acknowledged(math.MaxInt64)
+	}
+	return provable
 }
 
 // suspect looks at a socket that shows signs of being dead.
 func (s *socket) suspect(fd uintptr) {
 	if s.kernel.lostUnacknowledged(fd) {
 		s.ledger().fail(ErrConnFailed)
+		s.ledger().acknowledged(math.MaxInt64) // there will be no acknowledgement
 	}
 	s.watch.wake() // the error, if it is one, is for those who wait for data
 }
@@ -198,7 +258,10 @@ func (s *socket) foreignMessage(control, data []byte, flags int) {
 // book passes completions on to the ledger, and to what the connection learns of its path.
 func (s *socket) book(news []completion) (ids uint64) {
 	for _, c := range news {
-		n := s.ledger().completed(c.lo, c.hi, c.copied)
+		n, ok := s.ledger().completed(c.lo, c.hi, c.copied)
+		if !ok {
+			s.distrust(errMiscounted)
+		}
 		ids += n
 		if n > 0 && s.path.learn(n, c.copied, clock()) {
 			s.log(slog.LevelDebug, "the kernel's copying on this path has changed", "copies", c.copied)

@@ -53,7 +53,7 @@ type stateful struct {
 	sockErr  syscall.Errno
 	resetNow bool // a reset has purged the queues, and is about to set the state
 	dead     bool // TCP_CLOSE
-	lost     bool // with bytes that the peer has not acknowledged
+	lost     int  // bytes that the peer had not acknowledged when the queues were purged
 	cut      bool // by disconnect
 	uncut    bool // disconnect has failed
 
@@ -474,16 +474,22 @@ func (k *fakeKernel) sendError(f fault, m *message, zero bool) error {
 
 // affords looks at net.core.optmem_max and at RLIMIT_MEMLOCK.
 func (k *fakeKernel) affords(size int) bool {
-	notifications, pinned := len(k.uargs), int64(size)+pinnedByCall
-	for _, q := range k.queue {
-		if !q.foreign {
-			notifications++
-		}
-	}
+	pinned := int64(size) + pinnedByCall
 	for _, u := range k.uargs {
 		pinned += u.bytes + int64(u.n)*pinnedByCall
 	}
-	return notifications < k.optmem && pinned <= k.memlock
+	return k.notifications() < k.optmem && pinned <= k.memlock
+}
+
+// notifications counts those that are outstanding or unread.
+func (k *fakeKernel) notifications() int {
+	n := len(k.uargs)
+	for _, q := range k.queue {
+		if q.n > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // number gives a call its ID.

@@ -126,7 +126,7 @@ func (k *fakeKernel) reset() {
 		return
 	}
 	k.sockErr = unix.ECONNRESET
-	k.lost = k.used > 0
+	k.lost += k.used
 	k.purge()
 	k.resetNow, k.changing = true, true
 	k.changed()
@@ -234,7 +234,21 @@ func (k *fakeKernel) lostUnacknowledged(fd uintptr) bool {
 	defer k.mu.Unlock()
 	k.check(fd, "getsockopt")
 	k.settleReset()
-	return k.dead && k.lost
+	return k.dead && k.lost > 0
+}
+
+func (k *fakeKernel) unacknowledged(fd uintptr) (int64, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.check(fd, "ioctl")
+	return int64(k.used + k.lost), true
+}
+
+func (k *fakeKernel) optionMemory(fd uintptr) (int64, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.check(fd, "getsockopt")
+	return int64(k.notifications()) * notificationCharge, true
 }
 
 // duplicated queues a completion once more that was read before.

@@ -141,7 +141,8 @@ func (m *ledgerModel) reserve() {
 	if m.inCall {
 		return
 	}
-	m.inCall, _ = m.l.reserve()
+	_, err := m.l.reserve()
+	m.inCall = err == nil
 }
 
 func (m *ledgerModel) commit(bytes int) {
@@ -162,7 +163,9 @@ func (m *ledgerModel) cancel() {
 	if !m.inCall {
 		return
 	}
-	m.l.cancel()
+	if stray := m.l.cancel(); stray != m.early {
+		m.t.Fatalf("cancel: a completion named the ID: %v, want %v", stray, m.early)
+	}
 	if m.early {
 		m.rejected++
 	}
@@ -210,8 +213,8 @@ func (m *ledgerModel) completed(lo, hi uint32) {
 	if !valid || news < n {
 		m.rejected++
 	}
-	if got := m.l.completed(lo, hi, false); got != news {
-		m.t.Fatalf("completed(%d, %d): %d IDs were news, want %d", lo, hi, got, news)
+	if got, ok := m.l.completed(lo, hi, false); got != news || ok != (m.ended || valid && news == n) {
+		m.t.Fatalf("completed(%d, %d): %d IDs were news, all of them: %v, want %d of %d", lo, hi, got, ok, news, n)
 	}
 }
 

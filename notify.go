@@ -1,7 +1,10 @@
 package zcnet
 
 import (
+	"errors"
 	"fmt"
+	"math"
+	"net"
 	"slices"
 	"sort"
 	"sync"
@@ -31,6 +34,8 @@ type claim struct {
 	pending uint64        // how many of them are not complete
 	bytes   int64         // bytes sent under these IDs
 	out     int64         // bytes of those that are not complete, if all IDs are of one size
+	end     int64         // position in the stream of what follows its last flagged byte, at most
+	held    bool          // all IDs are complete, and the acknowledgement is not known yet
 	sealed  bool          // the write has returned: no further ID will be added
 	settled bool          // memory given back, ticket done
 	copied  bool          // a completion said that the kernel copied
@@ -100,10 +105,17 @@ type ledger struct {
 	failures []error       // the tickets that did, for Flush
 	closed   bool          // no further reservation
 	lost     bool          // no completion will be read any more; see abandon
+	wrong    bool          // the kernel's count of calls is not the ledger's; see distrust
+	gated    bool          // a claim is not done before its bytes are known to be acknowledged
+	plain    *plainBytes   // what else is in the stream; nil if that is nothing
+	sent     int64         // bytes of flagged calls
+	acked    int64         // the peer has acknowledged what lies before this position of the stream
+	freed    uint64        // the kernel holds no memory of the IDs below
 	idleNow  chan struct{} // closed when nothing is in flight; nil if that is not waited for
 	counts   ledgerCounts  //
 
 	bytesInFlight int64        // bytes not complete, to within the rounding of claims that are partly so
+	held          atomic.Int32 // claims that are held for their acknowledgement; written with mu held
 	waited        atomic.Int32 // pending tickets and flushes that somebody may be waiting for
 	total         *tally       // of all ledgers of the process; nil if this is none of them
 	reader        awaiter      // reads the completions; nil if none ever come
@@ -142,22 +154,31 @@ func (l *ledger) begin(now time.Duration) *claim {
 		c = &claim{l: l}
 	}
 	c.state.Store(claimState(c.generation()+1, OutcomePending, nil))
-	c.seq, c.lo, c.hi, c.pending, c.bytes, c.out = l.nextSeq, l.next, l.next, 0, 0, 0
-	c.sealed, c.settled, c.copied, c.helped, c.done = false, false, false, false, nil
+	c.seq, c.lo, c.hi, c.pending, c.bytes, c.out, c.end = l.nextSeq, l.next, l.next, 0, 0, 0, 0
+	c.held, c.sealed, c.settled, c.copied, c.helped, c.done = false, false, false, false, false, nil
 	c.born = now
 	l.nextSeq++
 	l.claims.pushBack(c)
 	return c
 }
 
-// reserve announces a flagged call. It reports whether the call may be made,
-// which it must not once the connection is closed, and whether nothing was in
-// flight before.
-func (l *ledger) reserve() (ok, first bool) {
+// errUntrusted is why a flagged call must not be made on a connection whose
+// completions cannot be told apart.
+var errUntrusted = errors.New("completions do not count the calls")
+
+// reserve announces a flagged call. It fails if the call must not be made, and
+// reports whether nothing was in flight before.
+func (l *ledger) reserve() (first bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.reserved = reservation{open: !l.closed}
-	return !l.closed, l.counts.idsInFlight == 0
+	switch {
+	case l.closed:
+		return false, net.ErrClosed
+	case l.wrong || l.lost:
+		return false, errUntrusted
+	}
+	l.reserved = reservation{open: true}
+	return l.counts.idsInFlight == 0, nil
 }
 
 // commit records that the reserved call has queued n bytes and so has taken its ID for c.
@@ -167,6 +188,7 @@ func (l *ledger) commit(c *claim, n int) {
 	l.reserved = reservation{}
 	l.next++
 	l.counts.sends++
+	l.sent += int64(n)
 	if c.settled { // abandoned meanwhile
 		l.counts.unprovenBytes += int64(n)
 		l.mu.Unlock()
@@ -175,25 +197,28 @@ func (l *ledger) commit(c *claim, n int) {
 	c.hi = l.next
 	c.pending++
 	c.bytes += int64(n)
+	c.end = l.sent + l.plain.most()
 	l.moveOut(c, int64(n))
 	l.moveIDs(1)
 	var finished *claim
-	if r.early {
+	if r.early && !l.wrong {
 		_, finished = l.credit(span{l.next - 1, l.next}, r.copied)
 	}
 	l.mu.Unlock()
 	l.settle(finished)
 }
 
-// cancel records that the reserved call has queued nothing and taken no ID.
-func (l *ledger) cancel() {
+// cancel records that the reserved call has queued nothing and taken no ID. It
+// reports whether a completion has named that ID all the same.
+func (l *ledger) cancel() (stray bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.reserved.early {
+	if stray = l.reserved.early; stray {
 		l.counts.rejected++
 	}
 	l.reserved = reservation{}
 	l.checkIdle()
+	return stray
 }
 
 // seal ends c's write. helped tells whether the library copied a part of it. The ticket is c's from here on.
@@ -202,7 +227,7 @@ func (l *ledger) seal(c *claim, helped bool) Ticket {
 	t := c.ticket()
 	c.sealed, c.helped = true, helped
 	l.sealed = max(l.sealed, c.seq+1)
-	if l.lost && !c.settled && c.pending > 0 {
+	if l.lost && !c.settled && (c.pending > 0 || !l.proven(c)) {
 		l.giveUp(c, clock())
 		l.sweep()
 	}
@@ -213,15 +238,18 @@ func (l *ledger) seal(c *claim, helped bool) Ticket {
 }
 
 // completed books the kernel's notification that the IDs from lo to hi, both included and modulo 2^32, are
-// complete. It returns how many IDs were news. IDs that were complete already or never issued change nothing.
-func (l *ledger) completed(lo, hi uint32, copied bool) (news uint64) {
+// complete. It returns how many IDs were news, and whether all were. IDs that were complete already or never issued
+// change nothing: the kernel does not name them, unless its count is another one.
+func (l *ledger) completed(lo, hi uint32, copied bool) (news uint64, ok bool) {
 	l.mu.Lock()
 	l.counts.notifications++
 	s, ok := l.widen(lo, hi)
-	if !ok || l.lost {
-		l.counts.rejected++
+	if !ok || l.lost || l.wrong {
+		if !l.wrong {
+			l.counts.rejected++
+		}
 		l.mu.Unlock()
-		return 0
+		return 0, l.lost || l.wrong
 	}
 	claimed := s.hi - s.lo
 	if s.hi > l.next {
@@ -236,7 +264,7 @@ func (l *ledger) completed(lo, hi uint32, copied bool) (news uint64) {
 	}
 	l.mu.Unlock()
 	l.settle(finished)
-	return news
+	return news, news == claimed
 }
 
 // widen finds the 64-bit IDs that a 32-bit range means: those that end in these bits and were issued last, the
@@ -322,9 +350,13 @@ func (l *ledger) moveIDs(n int64) {
 	}
 }
 
-// finish puts c on the list of claims to settle if its last ID is complete and its write has returned.
+// finish puts c on the list of claims to settle if its last ID is complete, its write has returned and its bytes are
+// acknowledged. l.mu is held.
 func (l *ledger) finish(c *claim, finished *claim) *claim {
 	if !c.sealed || c.pending > 0 || c.settled {
+		return finished
+	}
+	if l.hold(c, !l.proven(c)) {
 		return finished
 	}
 	if c.lo < c.hi { // of a write that queued nothing there is nothing to fail
@@ -332,6 +364,161 @@ func (l *ledger) finish(c *claim, finished *claim) *claim {
 	}
 	c.next = finished
 	return c
+}
+
+// proven reports whether c's bytes are known to be acknowledged, or not to be held
+// any more. l.mu is held.
+func (l *ledger) proven(c *claim) bool { return !l.gated || c.end <= l.acked || c.hi <= l.freed }
+
+// hold notes whether c is held for its acknowledgement, and returns that. l.mu is
+// held.
+func (l *ledger) hold(c *claim, on bool) bool {
+	if on != c.held {
+		c.held = on
+		if on {
+			l.held.Add(1)
+		} else {
+			l.held.Add(-1)
+		}
+	}
+	return on
+}
+
+// A mark is a moment in the life of a connection.
+type mark struct {
+	ids  uint64 // every ID below had been issued
+	sent int64  // bytes that were in the stream, at least
+}
+
+func (l *ledger) mark() mark {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return mark{l.next, l.sent + l.plain.least()}
+}
+
+// plainBytes counts what is sent by plain calls, which go on beside the flagged
+// ones without the ledger's knowledge of their order. So it counts twice: what is
+// in the stream at least, and what may be in it at most.
+type plainBytes struct{ begun, ended atomic.Int64 }
+
+// begin is called before a call with n bytes, and end after it, when it has sent
+// so many of them.
+func (p *plainBytes) begin(n int) { p.begun.Add(int64(n)) }
+
+func (p *plainBytes) end(n, sent int) {
+	p.ended.Add(int64(sent))
+	p.begun.Add(int64(sent - n))
+}
+
+func (p *plainBytes) most() int64 {
+	if p == nil {
+		return 0
+	}
+	return p.begun.Load()
+}
+
+func (p *plainBytes) least() int64 {
+	if p == nil {
+		return 0
+	}
+	return p.ended.Load()
+}
+
+// acknowledged records that the peer has acknowledged what lies before upTo in
+// the stream, or with math.MaxInt64 that this cannot be known. It is the second proof that memory is free, beside the completion:
+// TCP keeps pages for retransmission until then. Completions that count another
+// program's calls would come too early, and so free nothing.
+func (l *ledger) acknowledged(upTo int64) {
+	l.mu.Lock()
+	var finished *claim
+	if !l.wrong {
+		l.acked = max(l.acked, upTo)
+		finished = l.letGo(nil)
+	}
+	l.mu.Unlock()
+	l.settle(finished)
+}
+
+// missing reports whether a completion of a call before the mark has not been
+// read.
+func (l *ledger) missing(at mark) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.base < at.ids && !l.lost
+}
+
+// released records that the kernel held no memory of flagged calls at all at a
+// time after the mark, whatever completions were read.
+func (l *ledger) released(at mark) {
+	l.mu.Lock()
+	l.freed = max(l.freed, at.ids)
+	var finished *claim
+	if !l.lost {
+		_, finished = l.credit(span{l.base, at.ids}, true)
+	}
+	finished = l.letGo(finished)
+	l.mu.Unlock()
+	l.settle(finished)
+}
+
+// letGo finishes the claims that were held and are acknowledged. l.mu is held.
+func (l *ledger) letGo(finished *claim) *claim {
+	for i, left := 0, l.held.Load(); left > 0; i++ {
+		if c := l.claims.at(i); c.held {
+			finished = l.finish(c, finished)
+			left--
+		}
+	}
+	l.checkIdle()
+	return finished
+}
+
+// distrust ends belief in completions: from here on none is booked, and no
+// flagged call is to be made. It reports whether they were believed before.
+func (l *ledger) distrust() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.wrong
+	l.wrong = true
+	return !before
+}
+
+// doubtful reports whether completions do not suffice to tell what is in flight:
+// some came before their acknowledgement, they are not believed, or after many
+// calls not one has come.
+func (l *ledger) doubtful() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held.Load() > 0 || l.wrong || l.counts.notifications == 0 && l.counts.sends >= reapEvery
+}
+
+// distrusted reports whether distrust was called.
+func (l *ledger) distrusted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.wrong
+}
+
+// An elder is the oldest claim in flight.
+type elder struct {
+	number uint64 // not 0
+	acked  bool   // its bytes are acknowledged, and not all of its completions have come
+	mute   bool   // not one completion has come on this connection
+}
+
+// oldest returns the oldest claim in flight, and false if nothing is.
+func (l *ledger) oldest() (e elder, busy bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.busy() || l.claims.len() == 0 {
+		return e, false
+	}
+	c := l.claims.at(0)
+	return elder{
+		number: c.seq + 1,
+		acked:  c.pending > 0 && c.end <= l.acked && l.acked != math.MaxInt64,
+		mute:   l.counts.notifications == 0,
+	}, true
 }
 
 // settle gives the memory of finished claims back and then, not before, makes their tickets done.
@@ -512,7 +699,9 @@ func (l *ledger) checkIdle() {
 }
 
 // busy reports whether an ID is out or may come to be. l.mu is held.
-func (l *ledger) busy() bool { return l.counts.idsInFlight > 0 || l.reserved.open }
+func (l *ledger) busy() bool {
+	return l.counts.idsInFlight > 0 || l.reserved.open || l.held.Load() > 0
+}
 
 // inFlight returns how much is out.
 func (l *ledger) inFlight() (bytes int64, ids uint64) {
@@ -544,14 +733,14 @@ func (l *ledger) idle() bool {
 
 // abandon resolves every ticket that is left without giving its memory back, and
 // returns how many bytes that is. No completion is accepted any more, and no
-// call. The loans stay referenced for the life of the process.
+// flagged call. The loans stay referenced for the life of the process.
 func (l *ledger) abandon() (bytes int64) {
 	now := clock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.closed, l.lost = true, true
+	l.lost = true
 	for i := range l.claims.len() {
-		if c := l.claims.at(i); !c.settled && c.pending > 0 {
+		if c := l.claims.at(i); !c.settled && (c.pending > 0 || c.held) {
 			bytes += c.bytes
 			l.giveUp(c, now)
 		}
@@ -564,6 +753,7 @@ func (l *ledger) abandon() (bytes int64) {
 // giveUp resolves c, whose memory the kernel may read for ever. l.mu is held.
 func (l *ledger) giveUp(c *claim, now time.Duration) {
 	unproven.keep(&c.loan)
+	l.hold(c, false)
 	l.moveIDs(-int64(c.pending))
 	c.err = ErrReleaseUnproven
 	l.resolve(c, OutcomeUnknown, now)

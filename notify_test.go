@@ -101,7 +101,7 @@ func TestLedgerWorkFollowsRangesNotIDs(t *testing.T) {
 	l.next += n
 	c.hi, c.pending, l.counts.idsInFlight = l.next, n, n
 	ticket := l.seal(c, false)
-	if news := l.completed(1<<32-5+1, 0x80000000-6, false); news != n-1 {
+	if news, _ := l.completed(1<<32-5+1, 0x80000000-6, false); news != n-1 {
 		t.Fatalf("%d IDs were news, want %d", news, n-1)
 	}
 	if ticket.Ready() {
@@ -118,7 +118,7 @@ func TestCompletionMayOvertakeTheSend(t *testing.T) {
 	first := writeIDs(l, 1, 10)
 	c := l.begin(0)
 	l.reserve()
-	if news := l.completed(0, 1, true); news != 2 {
+	if news, _ := l.completed(0, 1, true); news != 2 {
 		t.Fatalf("%d IDs were news, want 2: the one in the kernel counts", news)
 	}
 	if !first.Ready() {
@@ -127,7 +127,7 @@ func TestCompletionMayOvertakeTheSend(t *testing.T) {
 	if l.idle() {
 		t.Error("the ledger is idle while a call is in the kernel")
 	}
-	if news := l.completed(1, 1, false); news != 0 {
+	if news, _ := l.completed(1, 1, false); news != 0 {
 		t.Error("the reserved ID completed twice")
 	}
 	l.commit(c, 10)

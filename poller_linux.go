@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,7 +26,9 @@ type poller struct {
 	sockets  map[uint64]*socket   // by watch.token
 	deferred map[*socket]struct{} // those that the tick looks after
 	tokens   uint64               // the last token
-	ticking  bool                 // a tick is due
+	tickAt   time.Time            // the next tick; zero if there is no deferred socket
+	checkAt  time.Time            // the next check; zero if nothing is in flight
+	checking atomic.Bool          // a check is due; written with mu held
 }
 
 // tickEvery is the time between two ticks, while there are deferred
@@ -33,10 +36,15 @@ type poller struct {
 // after two of them when its connection has stopped sending.
 const tickEvery = 50 * time.Millisecond
 
-// join makes s known to the poller. s.watch.mu is held.
+// checkEvery is the time between two looks whether connections with memory in
+// flight have made progress.
+const checkEvery = 500 * time.Millisecond
+
+// join makes s, which may be about to send without copying, known to the poller.
+// s.watch.mu is held.
 func (p *poller) join(s *socket) error {
 	w := &s.watch
-	if w.token != 0 {
+	if w.token != 0 && p.checking.Load() {
 		return nil
 	}
 	p.mu.Lock()
@@ -44,9 +52,17 @@ func (p *poller) join(s *socket) error {
 	if err := p.start(); err != nil {
 		return err
 	}
-	p.tokens++
-	w.token = p.tokens
-	p.sockets[w.token] = s
+	if w.token == 0 {
+		p.tokens++
+		w.token = p.tokens
+		p.sockets[w.token] = s
+	}
+	if p.checking.Load() {
+		return nil
+	}
+	p.checking.Store(true)
+	p.checkAt = time.Now().Add(checkEvery)
+	p.setTimer()
 	return nil
 }
 
@@ -100,15 +116,18 @@ func (p *poller) setDeferred(s *socket, on bool) {
 		return
 	}
 	p.deferred[s] = struct{}{}
-	if !p.ticking {
-		p.setTick(time.Now().Add(tickEvery))
+	if p.tickAt.IsZero() {
+		p.tickAt = time.Now().Add(tickEvery)
+		p.setTimer()
 	}
 }
 
-// setTick has the next tick come at a time, or none if that is zero. p.mu is
-// held.
-func (p *poller) setTick(at time.Time) {
-	p.ticking = !at.IsZero()
+// setTimer has serve stop waiting when a tick or a check is due. p.mu is held.
+func (p *poller) setTimer() {
+	at := p.tickAt
+	if at.IsZero() || !p.checkAt.IsZero() && p.checkAt.Before(at) {
+		at = p.checkAt
+	}
 	_ = p.file.SetReadDeadline(at) // it worked in start
 }
 
@@ -134,7 +153,8 @@ func (p *poller) start() error {
 		file.Close()
 		return err
 	}
-	p.file, p.epfd, p.ticking = file, epfd, false
+	p.file, p.epfd, p.tickAt, p.checkAt = file, epfd, time.Time{}, time.Time{}
+	p.checking.Store(false)
 	p.sockets, p.deferred = make(map[uint64]*socket), make(map[*socket]struct{})
 	go p.serve(file, raw)
 	return nil
@@ -142,11 +162,11 @@ func (p *poller) start() error {
 
 // stop ends the goroutine, which closes the descriptor. p.mu is held.
 func (p *poller) stop() {
-	p.setTick(time.Unix(1, 0))
+	_ = p.file.SetReadDeadline(time.Unix(1, 0))
 	p.file, p.sockets, p.deferred = nil, nil, nil
 }
 
-// serve reports events and ticks until it is stopped.
+// serve reports events, ticks and checks until it is stopped.
 func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 	defer file.Close()
 	var events [128]unix.EpollEvent
@@ -169,30 +189,70 @@ func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return // it cannot be: only this goroutine closes file
 		}
-		due = p.deferredNow(due[:0])
-		for i, s := range due {
-			s.tick()
-			due[i] = nil
-		}
-		if !p.rearmTick(file) {
+		var ok bool
+		if due, ok = p.onTimer(file, due[:0]); !ok {
 			return
 		}
 	}
 }
 
-// rearmTick sets the next tick if there are deferred sockets. It reports false
-// if the goroutine that serves file is to end.
-func (p *poller) rearmTick(file *os.File) bool {
+// onTimer makes the ticks and the checks that are due. It reports false if the
+// goroutine that serves file is to end. It returns the slice that it was given,
+// which it uses.
+func (p *poller) onTimer(file *os.File, due []*socket) ([]*socket, bool) {
+	now := time.Now()
+	p.mu.Lock()
+	if p.file != file {
+		p.mu.Unlock()
+		return due, false
+	}
+	if !p.tickAt.IsZero() && !now.Before(p.tickAt) {
+		for s := range p.deferred {
+			due = append(due, s)
+		}
+	}
+	ticks := len(due)
+	check := p.checking.Load() && !now.Before(p.checkAt)
+	if check {
+		p.checking.Store(false) // before it is looked whether there is more to check; see join
+		for _, s := range p.sockets {
+			due = append(due, s)
+		}
+	}
+	p.mu.Unlock()
+	for _, s := range due[:ticks] {
+		s.tick()
+	}
+	busy := false
+	for _, s := range due[ticks:] {
+		busy = s.check() || busy
+	}
+	clear(due)
+	return due, p.rearmTimer(file, check, busy)
+}
+
+// rearmTimer sets the next tick, if there are deferred sockets, and after a
+// check the next one, if a socket was busy. It reports false if the goroutine
+// that serves file is to end.
+func (p *poller) rearmTimer(file *os.File, checked, busy bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.file != file {
 		return false
 	}
-	next := time.Time{}
+	now := time.Now()
+	p.tickAt = time.Time{}
 	if len(p.deferred) > 0 {
-		next = time.Now().Add(tickEvery)
+		p.tickAt = now.Add(tickEvery)
 	}
-	p.setTick(next)
+	if checked && !p.checking.Load() { // join may have set the next one
+		p.checking.Store(busy)
+		p.checkAt = time.Time{}
+		if busy {
+			p.checkAt = now.Add(checkEvery)
+		}
+	}
+	p.setTimer()
 	return true
 }
 

@@ -186,16 +186,15 @@ func TestIdleProcessHasNoTick(t *testing.T) {
 	_, err = io.CopyN(io.Discard, far, page)
 	check(t, err)
 	check(t, ticket.Wait(testContext(t)))
-	eventually(t, "no tick is due", func() bool {
+	quiet := func() bool {
 		thePoller.mu.Lock()
 		defer thePoller.mu.Unlock()
-		return !thePoller.ticking && len(thePoller.deferred) == 0
-	})
+		return thePoller.tickAt.IsZero() && thePoller.checkAt.IsZero() && len(thePoller.deferred) == 0
+	}
+	eventually(t, "neither a tick nor a check is due", quiet)
 	time.Sleep(2 * tickEvery)
-	thePoller.mu.Lock()
-	defer thePoller.mu.Unlock()
-	if thePoller.ticking {
-		t.Error("the poller ticks with nothing in flight")
+	if !quiet() {
+		t.Error("the poller's timer is set with nothing in flight")
 	}
 }
 

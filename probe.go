@@ -1,6 +1,7 @@
 package zcnet
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -35,6 +36,9 @@ func Probe(c net.Conn) Report {
 		probeSocket(&r, c.s.raw)
 		r.Stats = c.Stats()
 		r.ZeroCopy, r.Reason = verdict(r.Stats)
+		if why := c.s.refused.Load(); why != nil {
+			r.ZeroCopy, r.Reason = false, "zero-copy sends were turned off on this connection: "+(*why).Error()
+		}
 	case *net.TCPConn:
 		raw, err := c.SyscallConn()
 		if err != nil {
@@ -42,11 +46,10 @@ func Probe(c net.Conn) Report {
 			break
 		}
 		probeSocket(&r, raw)
-		if _, err := NewConn(c, nil); err != nil {
+		if err := errors.Join(disabled(), probeZeroCopy(raw)); err != nil {
 			r.Reason = err.Error()
 			break
 		}
-		disableZeroCopy(raw)
 		r.ZeroCopy, r.Reason = true, "the connection is not wrapped yet: use Wrap or NewConn"
 	case ZeroCopyWriter:
 		r.Reason = fmt.Sprintf("%T is a ZeroCopyWriter of another package: ask that", c)
@@ -61,8 +64,6 @@ func Probe(c net.Conn) Report {
 // verdict says what a wrapped connection has learned so far.
 func verdict(s Stats) (zeroCopy bool, reason string) {
 	switch {
-	case s.ZeroCopyRefused:
-		return false, "the kernel refuses MSG_ZEROCOPY on this connection"
 	case s.PathCopies:
 		return false, "the kernel copies on this path (loopback, a tunnel, a packet capture, or a device without scatter-gather), so zcnet sends plainly and tries again from time to time"
 	case s.EnobufsMemlock > 0:

@@ -12,14 +12,18 @@ import (
 // This file finds out what bears on zero-copy on Linux. What cannot be read stays empty.
 
 func probeSystem(r *Report) {
-	r.System = "Linux"
-	var uts unix.Utsname
-	if unix.Uname(&uts) == nil {
-		r.System += " " + unix.ByteSliceToString(uts.Release[:])
-	}
+	r.System = kernelName()
 	r.MemlockLimit, r.MemlockLimited = memlockLimit()
 	r.OptmemMax, _ = strconv.Atoi(readSetting("/proc/sys/net/core/optmem_max"))
 	r.HugePages = chosen(readSetting("/sys/kernel/mm/transparent_hugepage/enabled"))
+}
+
+func kernelName() string {
+	var uts unix.Utsname
+	if unix.Uname(&uts) != nil {
+		return "Linux"
+	}
+	return "Linux " + unix.ByteSliceToString(uts.Release[:])
 }
 
 func probeSocket(r *Report, raw syscall.RawConn) {

@@ -1,8 +1,6 @@
 package zcnet
 
 import (
-	"errors"
-	"fmt"
 	"math"
 	"os"
 	"strconv"
@@ -21,52 +19,6 @@ const (
 	msgZeroCopy = unix.MSG_ZEROCOPY
 	msgMore     = unix.MSG_MORE
 )
-
-// enableZeroCopy sets SO_ZEROCOPY, without which the kernel ignores MSG_ZEROCOPY silently. It refuses a socket that has
-// it: the kernel's notification IDs count all flagged calls of a socket, and each completion can be read once only, so
-// that a socket has room for one ledger in its life.
-func enableZeroCopy(raw syscall.RawConn) error {
-	var err error
-	if ctlErr := raw.Control(func(fd uintptr) {
-		if on, getErr := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY); getErr == nil && on != 0 {
-			err = errTaken
-			return
-		}
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1)
-		if err != nil && protocolOf(int(fd)) == unix.IPPROTO_MPTCP {
-			err = errMPTCP
-		}
-	}); ctlErr != nil {
-		return fmt.Errorf("zcnet: %w", ctlErr)
-	}
-	switch err {
-	case nil:
-		return nil
-	case errMPTCP, errTaken:
-		return unsupported(err.Error())
-	case unix.ENOPROTOOPT:
-		return unsupported("the kernel has no SO_ZEROCOPY: it needs Linux 4.14 or later")
-	}
-	return unsupported(os.NewSyscallError("setsockopt SO_ZEROCOPY", err).Error())
-}
-
-// disableZeroCopy takes it back, before any flagged call.
-func disableZeroCopy(raw syscall.RawConn) {
-	_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ZEROCOPY, 0) })
-}
-
-var (
-	errMPTCP = errors.New("it is Multipath TCP (see net.ListenConfig.SetMultipathTCP and net.Dialer.SetMultipathTCP)")
-	errTaken = errors.New("SO_ZEROCOPY is set already: somebody else keeps count of this socket's completions")
-)
-
-func protocolOf(fd int) int {
-	proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err != nil {
-		return 0
-	}
-	return proto
-}
 
 // A message is the argument of one sendmsg.
 type message struct {
@@ -130,8 +82,25 @@ func lostUnacknowledged(fd uintptr) bool {
 	if !dead(fd) {
 		return false
 	}
-	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
-	return err == nil && left > 0
+	left, ok := sendQueue(fd)
+	return ok && left > 0
+}
+
+// sendQueue returns how many bytes the peer has not acknowledged (SIOCOUTQ, tcp(7)). A FIN counts as one.
+func sendQueue(fd uintptr) (bytes int64, ok bool) {
+	var n int32
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)))
+	return int64(n), errno == 0
+}
+
+// optionMemory returns sk_omem_alloc (SO_MEMINFO, sk_get_meminfo in net/core/sock.c; Linux 4.12).
+func optionMemory(fd uintptr) (bytes int64, ok bool) {
+	const skMeminfoOptmem, skMeminfoVars = 6, 9 // include/uapi/linux/sock_diag.h
+	var info [skMeminfoVars]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	return int64(info[skMeminfoOptmem]), errno == 0 && size > skMeminfoOptmem*4
 }
 
 // dead reports whether the connection is in no state any more in which it could send or receive.
@@ -157,8 +126,8 @@ func discardReceived(fd uintptr) (some bool) {
 // acknowledged reports whether the peer has acknowledged all that was sent, or never will: what a reset has cut off stays
 // unacknowledged for as long as the socket is open.
 func acknowledged(fd uintptr) bool {
-	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
-	return err != nil || left == 0 || dead(fd)
+	left, ok := sendQueue(fd)
+	return !ok || left == 0 || dead(fd)
 }
 
 // disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can

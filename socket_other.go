@@ -9,18 +9,20 @@ import (
 )
 
 // This file stands in for the system calls where there is no MSG_ZEROCOPY. NewConn fails there, so that none of the
-// functions below enableZeroCopy is ever reached.
+// functions below takeSocket is ever reached.
 
 const (
 	msgZeroCopy = 0
 	msgMore     = 0
 )
 
-func enableZeroCopy(syscall.RawConn) error {
-	return unsupported(runtime.GOOS + " has no MSG_ZEROCOPY for TCP: it needs Linux 4.14 or later")
-}
+func takeSocket(raw syscall.RawConn) (cookie uint64, err error) { return 0, probeZeroCopy(raw) }
 
-func disableZeroCopy(syscall.RawConn) {}
+func forget(uint64) {}
+
+func probeZeroCopy(syscall.RawConn) error {
+	return unsupported(runtime.GOOS + " has no MSG_ZEROCOPY for TCP: it needs Linux 4.17 or later")
+}
 
 var errNoZeroCopy = errors.ErrUnsupported
 
@@ -37,6 +39,8 @@ type completionKernel interface{}
 
 func (s *socket) expectCompletion(uintptr) error      { return errNoZeroCopy }
 func (s *socket) drain(uintptr) uint64                { return 0 }
+func (s *socket) prove(uintptr) bool                  { return false }
+func (s *socket) askKernel() bool                     { return false }
 func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }
 func (s *socket) tryRead([]byte) (int, error)         { return 0, errNoZeroCopy }
 func (s *socket) await()                              {}

@@ -40,8 +40,12 @@ type Stats struct {
 	ReleaseTotal     time.Duration // from their first system call until they were done, added up
 	ReleaseMax       time.Duration // the longest
 	PathCopies       bool          // the kernel copies on this path, so that the library sends plainly
-	ZeroCopyRefused  bool          // the kernel refuses flagged calls
+	ZeroCopyRefused  bool          // flagged calls do not work on this connection; Probe says why
 	ConnectionFailed bool          // tickets report ErrConnFailed
+
+	// CompletionsDistrusted tells that the kernel's completions were found not to
+	// match the calls that were made, or did not come. No further call is flagged.
+	CompletionsDistrusted bool
 
 	Dropped Dropped // of the whole process
 }
@@ -115,7 +119,8 @@ func (c *Conn) Stats() Stats {
 		ReleaseTotal:          l.releaseTotal,
 		ReleaseMax:            l.releaseMax,
 		PathCopies:            s.path.copying.Load(),
-		ZeroCopyRefused:       s.refused.Load(),
+		ZeroCopyRefused:       s.refused.Load() != nil,
+		CompletionsDistrusted: s.ledger().distrusted(),
 		ConnectionFailed:      failed,
 		Dropped:               droppedSoFar(),
 	}

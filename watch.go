@@ -27,6 +27,17 @@ type watch struct {
 	known    bool          // deadline was set here; before that only the runtime knows it
 }
 
+// A stall is what the poller has found at its last checks of a socket. It is
+// the poller's.
+type stall struct {
+	oldest uint64        // the number of the oldest claim in flight
+	since  time.Duration // by clock: when its completion was first found missing; 0 if it was not
+}
+
+// completionTimeout is how long a completion may be missing of what the peer has
+// acknowledged. So long may a device hold on to a frame that was sent twice.
+const completionTimeout = 5 * time.Second
+
 // waitsForMemory counts the goroutines that wait for memory to come back from
 // any connection.
 var waitsForMemory atomic.Int32

@@ -79,6 +79,44 @@ func (s *socket) tick() {
 	}
 }
 
+// check is called by the poller from time to time, and reports whether anything is
+// in flight. It finds out where no completion is to be expected any more.
+func (s *socket) check() (busy bool) {
+	l := s.books.Load()
+	if l == nil {
+		return false
+	}
+	e, busy := l.oldest()
+	if !busy || e.number != s.stall.oldest {
+		s.stall = stall{oldest: e.number}
+		return busy
+	}
+	s.reap()
+	s.examine()
+	return !l.idle()
+}
+
+// examine looks at a connection whose oldest claim has been in flight for a while,
+// and whose error queue was just read.
+func (s *socket) examine() {
+	l := s.ledger()
+	provable := s.askKernel()
+	e, _ := l.oldest()
+	overdue := e.acked || e.mute && !provable || l.distrusted()
+	if e.number == 0 || e.number != s.stall.oldest || !overdue {
+		s.stall = stall{oldest: e.number}
+		return
+	}
+	now := clock()
+	if s.stall.since == 0 {
+		s.stall.since = now
+	}
+	if now-s.stall.since >= s.cfg.patience {
+		s.distrust(errNoCompletions)
+		s.abandon()
+	}
+}
+
 // fire is called by the poller with an event of s.
 func (s *socket) fire(readable bool) {
 	s.stats.wakeups.Add(1)

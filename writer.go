@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -132,7 +133,7 @@ func (s *socket) writeShort(p Pinned) (Ticket, error) {
 	if p.Len() == 0 {
 		return Ticket{}, nil
 	}
-	n, err := s.kernel.write(p.b)
+	n, err := s.write(p.b)
 	s.countShort(n)
 	if err == nil {
 		return copiedTicket, nil
@@ -275,6 +276,9 @@ func (w *write) run() (Ticket, error) {
 		w.err = cause(err)
 	}
 	t, err := w.ticket(), w.failure()
+	if w.claim != nil && w.claim.l.held.Load() > 0 {
+		w.s.askKernel()
+	}
 	w.s.count(&w.progress)
 	w.s.deliver()
 	return t, err
@@ -286,7 +290,7 @@ func (w *write) plan() {
 	switch {
 	case w.total < int64(s.cfg.Threshold):
 		w.why.add(reasonThreshold)
-	case s.refused.Load():
+	case s.refused.Load() != nil:
 		w.why.add(reasonRefused)
 	default:
 		w.planFlagged()
@@ -308,7 +312,7 @@ func (w *write) planFlagged() {
 
 // writePlainly sends b, the whole write, as Write does. That costs least for what is copied.
 func (w *write) writePlainly(b []byte) {
-	n, err := w.s.kernel.write(b)
+	n, err := w.s.write(b)
 	w.syscalls++
 	w.queued, w.err = int64(n), cause(err)
 	w.s.stats.copiedBytes.Add(w.queued)
@@ -337,19 +341,41 @@ func (w *write) sendNext(fd uintptr) error {
 	switch err := w.sendFlagged(fd); err {
 	case errUnheard:
 		return nil
+	case errUntrusted:
+		w.sendPlainly(reasonRefused)
+		return nil
 	case syscall.ENOBUFS:
 		w.noBuffers(fd)
 		return nil
 	case syscall.EOPNOTSUPP:
 		w.refuse(err)
 		return nil
+	case syscall.EINVAL, syscall.EPERM, syscall.EACCES, syscall.ENOSYS, syscall.ENOPROTOOPT:
+		w.invalid(err)
+		return nil
 	case syscall.EFAULT: // memory of a kind that cannot be pinned, or no memory at all: Write would know
-		w.flag = false
-		w.why.add(reasonUnpinnable)
+		w.sendPlainly(reasonUnpinnable)
 		return nil
 	default:
 		return err
 	}
+}
+
+// sendPlainly has the rest of the write copied.
+func (w *write) sendPlainly(why reason) {
+	w.flag = false
+	w.why.add(why)
+}
+
+// invalid answers an error that Write may not meet: the rest of the write is
+// copied, and after the second time every later one. Linux 4.14 to 4.20
+// answers EINVAL to a flagged call once the peer has ended its stream, and so do
+// sandboxes always.
+func (w *write) invalid(err error) {
+	if w.s.invalid++; w.s.invalid > 1 {
+		w.s.refuse(os.NewSyscallError("send with MSG_ZEROCOPY", err))
+	}
+	w.sendPlainly(reasonRefused)
 }
 
 // errUnheard is the error of a flagged call that was not made, because its
@@ -386,9 +412,9 @@ func (w *write) sendFlagged(fd uintptr) error {
 	}
 	w.gather(w.size, true)
 	l := w.claim.l
-	ok, first := l.reserve()
-	if !ok {
-		return net.ErrClosed
+	first, err := l.reserve()
+	if err != nil {
+		return err
 	}
 	if first {
 		if err := w.s.expectCompletion(fd); err != nil {
@@ -399,12 +425,16 @@ func (w *write) sendFlagged(fd uintptr) error {
 	}
 	n, err := w.send(fd, msgZeroCopy)
 	if err != nil {
-		l.cancel()
+		if l.cancel() {
+			w.s.distrust(errMiscounted)
+		}
 		return err
 	}
 	l.commit(w.claim, n)
 	if w.s.calls++; w.s.calls%reapEvery == 0 || !w.s.path.free.Load() {
 		w.s.drain(fd) // at once while a completion has yet to tell what the path does
+	} else if l.held.Load() > 0 {
+		w.s.prove(fd)
 	}
 	w.tries--
 	w.advance(n)
@@ -424,6 +454,8 @@ func (w *write) sendCopied(fd uintptr) error {
 	}
 	w.helped = true
 	w.s.stats.copiedBytes.Add(int64(n))
+	w.s.plain.begin(n) // nothing else is sent meanwhile
+	w.s.plain.end(n, n)
 	w.advance(n)
 	return nil
 }
@@ -474,8 +506,7 @@ func (w *write) advance(n int) {
 // refuse makes the connection copy from here on: it cannot send the flag, or not hear the completions, after all.
 func (w *write) refuse(err error) {
 	w.s.refuse(err)
-	w.flag = false
-	w.why.add(reasonRefused)
+	w.sendPlainly(reasonRefused)
 }
 
 // noBuffers answers ENOBUFS. It never waits: if reading the error queue frees nothing, the call is made smaller or
