@@ -251,7 +251,7 @@ func TestTenThousandConnections(t *testing.T) {
 	const (
 		n = 10_000
 		// heapEach is the heap memory that a wrapped connection that does nothing may take, beside the *net.TCPConn's.
-		heapEach = 600
+		heapEach = 700
 		// others is how many goroutines may be nobody's: a cleanup of what an earlier test has dropped may be at work.
 		others = 10
 	)
