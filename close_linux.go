@@ -20,6 +20,7 @@ type lingeringClose struct {
 	option  unix.Linger   // SO_LINGER of the connection
 	idle    chan struct{} // closed when nothing is in flight any more
 	done    chan struct{} // closed when the second descriptor is
+	shared  bool          // File has made another owner: the stream is left alone
 	aborted bool          // the connection was reset
 	dropped bool          // received bytes were dropped
 }
@@ -41,7 +42,7 @@ func (s *socket) close() error {
 	}
 	l.begin()
 	go l.run()
-	if l.option.Onoff != 0 && l.option.Linger > 0 {
+	if !l.shared && l.option.Onoff != 0 && l.option.Linger > 0 {
 		select {
 		case <-l.done:
 		case <-time.After(time.Duration(l.option.Linger) * time.Second):
@@ -83,7 +84,7 @@ const noDescriptor = ^uintptr(0)
 
 // linger makes the second descriptor, and takes the first from the poller.
 func (s *socket) linger(idle chan struct{}) (l *lingeringClose, err error) {
-	l = &lingeringClose{s: s, idle: idle, done: make(chan struct{})}
+	l = &lingeringClose{s: s, idle: idle, done: make(chan struct{}), shared: s.shared.Load()}
 	if ctlErr := s.raw.Control(func(fd uintptr) {
 		if l.duplicate, l.option, err = s.kernel.duplicate(fd); err == nil {
 			s.detach(fd)
@@ -98,8 +99,13 @@ func (s *socket) linger(idle chan struct{}) (l *lingeringClose, err error) {
 	return l, nil
 }
 
-// begin ends the stream as close(2) would have, or resets the connection.
+// begin ends the stream as close(2) would have, or resets the connection. Of a
+// socket with another owner close(2) does neither, whatever its SO_LINGER says.
 func (l *lingeringClose) begin() {
+	if l.shared {
+		_ = l.s.attach() // if it fails, run reads the completions at the timeout
+		return
+	}
 	if err := l.s.attach(); err != nil || l.resets() {
 		l.abort("reset by Close") // without events: have the completions come now
 		return
@@ -115,7 +121,7 @@ func (l *lingeringClose) run() {
 	defer deadline.Stop()
 	s.askKernel()
 	released := l.awaitRelease(deadline.C)
-	if !released && !l.aborted {
+	if !released && !l.aborted && !l.shared {
 		l.abort(fmt.Sprintf("reset %v after Close", timeout))
 		deadline.Reset(timeout)
 		released = l.awaitRelease(deadline.C)
@@ -212,12 +218,17 @@ func (s *socket) controlFailed() {
 
 // closeUnheld closes a connection whose descriptor could not be held, for want
 // of another. A reset frees all but what a device holds, but no completion will
-// tell of that.
+// tell of that. Where there is another owner it would be its stream's, too.
 func (s *socket) closeUnheld(why error) error {
 	s.log(slog.LevelWarn, "closing with memory in flight", "error", why)
-	s.ledger().fail(fmt.Errorf("%w: reset by Close: %v", ErrConnFailed, why))
+	shared := s.shared.Load()
+	if !shared {
+		s.ledger().fail(fmt.Errorf("%w: reset by Close: %v", ErrConnFailed, why))
+	}
 	if s.raw.Control(func(fd uintptr) {
-		_ = s.kernel.disconnect(fd)
+		if !shared {
+			_ = s.kernel.disconnect(fd)
+		}
 		s.drain(fd)
 		s.detach(fd)
 	}) != nil {

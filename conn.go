@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"runtime"
@@ -27,8 +28,22 @@ type Config struct {
 	MaxInFlight int64
 
 	// CloseTimeout is how long Close goes on, in the background, to deliver what is in flight before it resets the
-	// connection. 0 means DefaultCloseTimeout.
+	// connection; after [Conn.File], before it gives up the memory. 0 means DefaultCloseTimeout.
 	CloseTimeout time.Duration
+
+	// UserTimeout bounds how long lent memory waits for a peer that acknowledges
+	// nothing: one that has vanished, or does not read. When bytes have waited
+	// that long the kernel ends the connection with ETIMEDOUT, and gives its
+	// memory up (TCP_USER_TIMEOUT, tcp(7); without it that takes a quarter of an
+	// hour, and has no end for a peer that answers and does not read). It holds
+	// after Close, too, and for bytes that were copied.
+	//
+	// It is set when the connection is wrapped, in milliseconds, rounded up.
+	// Kernels before 4.19, and before 5.11 where the peer does not read, notice
+	// that it has passed only when they send or probe again. 0 leaves the socket's
+	// own setting alone. NewConn returns an error if it is negative, or more than
+	// the 24 days that the option can hold.
+	UserTimeout time.Duration
 
 	// Guard finds who writes to memory in flight, as the package comment shows. It is for tests and for the hunt after such
 	// a mistake. Each write costs mprotect calls, which split huge pages, or two checksums, and some allocations; off, it
@@ -117,10 +132,27 @@ func (full Config) fill() *Config {
 	return &full
 }
 
+// errConfig is matched by the errors of Configs that are not valid.
+var errConfig = errors.New("zcnet: Config is not valid")
+
+// maxUserTimeout is the longest time that TCP_USER_TIMEOUT takes, an int of milliseconds.
+const maxUserTimeout = math.MaxInt32 * time.Millisecond
+
+func (cfg *Config) validate() error {
+	if cfg != nil && (cfg.UserTimeout < 0 || cfg.UserTimeout > maxUserTimeout) {
+		return fmt.Errorf("%w: UserTimeout is %v: set it to between 1ms and %v, or to 0, which leaves the socket's own setting alone", errConfig, cfg.UserTimeout, maxUserTimeout)
+	}
+	return nil
+}
+
+// milliseconds rounds up, so that a short time does not become none.
+func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) / time.Millisecond) }
+
 // Wrap returns a [*Conn] that sends over c, if c is a *net.TCPConn whose socket can send without copying; otherwise it
 // returns c itself, unchanged. [Probe] says why. The result replaces c, which must not be used for reading or
 // closing any more. Deadlines that were set before still hold; set them on the result from then on. Setting
-// ZCNET_DISABLE=1 in the environment makes Wrap return its input always.
+// ZCNET_DISABLE=1 in the environment makes Wrap return its input always. Of a cfg that is not valid, which NewConn
+// returns an error for, cfg.Logger hears.
 func Wrap(c net.Conn, cfg *Config) net.Conn {
 	tc, ok := c.(*net.TCPConn)
 	if !ok {
@@ -128,13 +160,17 @@ func Wrap(c net.Conn, cfg *Config) net.Conn {
 	}
 	zc, err := NewConn(tc, cfg)
 	if err != nil {
+		if errors.Is(err, errConfig) && cfg.Logger != nil {
+			cfg.Logger.Error("zcnet: a connection is not wrapped", "error", err)
+		}
 		return c
 	}
 	return zc
 }
 
 // NewConn is the strict form of [Wrap]: where zero-copy is not to be had it returns an error that says why and that
-// matches errors.ErrUnsupported, and leaves c as it was. A nil or closed connection is another error.
+// matches errors.ErrUnsupported, and leaves c as it was. A nil or closed connection, or a Config that is not valid, is
+// another error.
 //
 // A socket can be wrapped once in its life, also through duplicates of its descriptor, because the kernel counts
 // completions by the socket. One on which SO_ZEROCOPY is set already, by its listener or its dialer, can be wrapped if
@@ -147,6 +183,9 @@ func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if err := disabled(); err != nil {
 		return nil, err
 	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("zcnet: %w", err)
@@ -154,6 +193,12 @@ func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	cookie, err := takeSocket(raw)
 	if err != nil {
 		return nil, err
+	}
+	if cfg != nil && cfg.UserTimeout > 0 {
+		if err := setUserTimeout(raw, milliseconds(cfg.UserTimeout)); err != nil {
+			forget(cookie)
+			return nil, fmt.Errorf("zcnet: Config.UserTimeout of %v: %w", cfg.UserTimeout, err)
+		}
 	}
 	conn := &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, kernel: system{c}, cfg: cfg.withDefaults(), cookie: cookie}}
 	runtime.AddCleanup(conn, (*socket).dropped, conn.s)
@@ -175,21 +220,67 @@ func unsupported(why string) error {
 }
 
 // NewListener returns a listener whose Accept returns [Wrap] of what l accepts.
+//
+// It keeps what l has beside net.Listener's methods, for callers who ask by
+// type assertion: of a *net.TCPListener everything, SetDeadline, File,
+// SyscallConn and AcceptTCP among it; of any other listener SetDeadline, File
+// and SyscallConn if it has all three. AcceptTCP goes past the library, as its
+// type says: it returns the *net.TCPConn, not wrapped. A *net.UnixListener,
+// which never accepts what can be wrapped, is returned itself. What is not kept
+// can be called on l; deadlines and Close of either hold for both.
 func NewListener(l net.Listener, cfg *Config) net.Listener {
-	return &listener{Listener: l, cfg: cfg.withDefaults()}
+	switch l := l.(type) {
+	case *net.UnixListener:
+		return l
+	case *net.TCPListener:
+		return &tcpListener{l, cfg}
+	case systemListener:
+		return &wrappingSystemListener{l, cfg}
+	}
+	return &listener{l, cfg}
 }
 
+// A listener wraps what a net.Listener accepts.
 type listener struct {
 	net.Listener
 	cfg *Config
 }
 
-func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
+func (l *listener) Accept() (net.Conn, error) { return acceptFrom(l.Listener, l.cfg) }
+
+// A tcpListener wraps what a *net.TCPListener accepts.
+type tcpListener struct {
+	*net.TCPListener
+	cfg *Config
+}
+
+func (l *tcpListener) Accept() (net.Conn, error) { return acceptFrom(l.TCPListener, l.cfg) }
+
+// A systemListener has the methods of a *net.TCPListener that others than
+// package net have, too, such as a struct that embeds one.
+type systemListener interface {
+	net.Listener
+	syscall.Conn
+	SetDeadline(t time.Time) error
+	File() (*os.File, error)
+}
+
+// A wrappingSystemListener wraps what a systemListener accepts.
+type wrappingSystemListener struct {
+	systemListener
+	cfg *Config
+}
+
+func (l *wrappingSystemListener) Accept() (net.Conn, error) {
+	return acceptFrom(l.systemListener, l.cfg)
+}
+
+func acceptFrom(l net.Listener, cfg *Config) (net.Conn, error) {
+	c, err := l.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return Wrap(c, l.cfg), nil
+	return Wrap(c, cfg), nil
 }
 
 var (
@@ -212,12 +303,46 @@ var (
 //   - Close returns at once, as ever, but while memory is in flight the connection is delivered, or reset, in the
 //     background; see [Conn.Close].
 //   - The library reads the socket's error queue; see Config.ErrorQueue.
-//   - Reading from, setting deadlines of or closing the embedded *net.TCPConn directly, or reading through SyscallConn,
-//     goes round the library. Such a read can fail with "not pollable" while completions arrive, and such a Close
-//     breaks the promise about memory in flight.
+//   - SyscallConn returns a raw connection whose Read survives completions; see [Conn.SyscallConn].
+//   - After File the connection copies, and its Close leaves the stream to the other owner; see [Conn.File].
 //   - A Conn that is dropped without Close lives on until nothing is in flight, and is closed after Config.CloseTimeout at
 //     the latest; see [LogDropped].
 //   - io.Copy from a Conn splices as a whole. Through an io.LimitReader, as io.CopyN uses, it copies.
+//
+// # Code that asks for a *net.TCPConn
+//
+// A Conn is not a *net.TCPConn. Code that decides by the type assertion c.(*net.TCPConn) takes it for something else,
+// mostly without a word. Known to do so are gRPC, which sets TCP_USER_TIMEOUT on a *net.TCPConn only, and for it alone has
+// a reader that holds no buffer while idle; TCPConn of go-proxyproto; switches on the type in NATS; and handlers that
+// expect one of net/http's Hijack. Options belong to the socket, so set them before it is wrapped (in the Control function
+// of a net.Dialer or net.ListenConfig, for example), by Config.UserTimeout, or on the embedded connection:
+//
+//	if zc, ok := c.(*zcnet.Conn); ok {
+//		tc := zc.TCPConn // for options, addresses and TCP_INFO
+//		...
+//	}
+//
+// An assertion to an interface, such as interface{ SetNoDelay(bool) error } or syscall.Conn, works.
+//
+// # What goes past the library
+//
+// These are the *net.TCPConn's own, and right as they are: net.Buffers, which copies and is in order with all other
+// writes; SetWriteDeadline; CloseWrite, after which completions go on; CloseRead, which ends Reads of every kind;
+// LocalAddr, RemoteAddr, MultipathTCP (never in use), SetLinger, SetNoDelay, SetKeepAlive and the like, SetReadBuffer and
+// SetWriteBuffer.
+//
+// Reading from the embedded *net.TCPConn, by its Read, WriteTo or SyscallConn, can fail with "not pollable" while
+// completions arrive. A deadline for reading that is set on it is not seen by a blocked Read of the Conn. Closing it
+// breaks the promise about memory in flight, and its File is not known to Close: nor is a descriptor that was
+// duplicated, or passed to another process, by way of SyscallConn.
+//
+// # Embedding a Conn
+//
+// A struct that embeds a *Conn and overrides Write, to count, limit or encrypt what is sent, is gone past: io.Copy to it
+// finds the ReadFrom of the Conn, net.Buffers.WriteTo its writev, and NewWriter its WritePinned, WritePinnedBuffers and
+// WriteFrame. The same is true for Read and WriteTo. Embed the interface net.Conn instead, with the Conn in it: it has
+// no other way to write, so that everything, the writer of [NewWriter] included, comes by Write. See the example. Add
+// what is to be kept, such as CloseWrite, by hand.
 type Conn struct {
 	*net.TCPConn
 	s *socket
@@ -243,8 +368,10 @@ type socket struct {
 	invalid int // flagged calls that failed where Write may not; the writer's
 	optmem  optmemBound
 
+	readMu    sync.Mutex                     // one Read of any kind at a time, as the runtime has it
 	drainMu   sync.Mutex                     // one goroutine reads the error queue at a time
 	closeMu   sync.Mutex                     // one Close at a time
+	shared    atomic.Bool                    // File has made another owner of the stream; set under closeMu
 	lingering atomic.Pointer[lingeringClose] // the descriptor that outlives Close while memory is in flight
 }
 
@@ -364,8 +491,50 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for what is
 // in flight. A peer that sends more after Close makes its kernel's and ours reset the connection, as ever. Unlike
 // *net.TCPConn's, this Close delivers what is in flight before it resets a connection of which received bytes were left
-// unread, and it ends the connection also for a duplicate of the descriptor that File has made.
+// unread. After [Conn.File] it leaves the stream alone.
 func (c *Conn) Close() error {
 	defer runtime.KeepAlive(c) // or it would count as dropped meanwhile
 	return c.s.close()
 }
+
+// File returns a duplicate of the connection's descriptor, as that of
+// *net.TCPConn does: for another owner of the stream, in this process
+// (net.FileConn) or in another (exec.Cmd.ExtraFiles). It does not block.
+//
+// From then on the stream is not this connection's alone. Writes that begin
+// later are copied, because completions would disturb the other owner, and
+// Close neither ends the stream nor resets it, whatever SetLinger says: it goes
+// on with the other owner, and ends with the last descriptor. What is in flight
+// is waited for in the background as ever, through a descriptor that counts as
+// one. Memory that the kernel has not given up after Config.CloseTimeout, as for
+// a peer that does not read, is given up for lost instead: the kernel goes on
+// sending it, and its tickets report [ErrReleaseUnproven]. Config.UserTimeout
+// can end such a connection before.
+//
+// Completions that come while the send buffer is full make reads of the other
+// owner fail with "not pollable", if it is a Go program. So let them come before
+// it begins to read:
+//
+//	f, err := conn.File()   // nothing more is lent
+//	err = conn.Flush(ctx)   // and nothing is in flight
+//	next, err := net.FileConn(f)
+//	err = errors.Join(f.Close(), conn.Close())
+//
+// The other owner must not read the error queue before the tickets of this
+// connection are done. Fd of the file, which ExtraFiles uses, puts the socket
+// in blocking mode for both owners, as ever: deadlines are not kept then.
+func (c *Conn) File() (*os.File, error) {
+	defer runtime.KeepAlive(c)
+	s := c.s
+	s.closeMu.Lock() // Close sees the mark, or File fails
+	defer s.closeMu.Unlock()
+	f, err := c.TCPConn.File()
+	if err != nil {
+		return nil, err
+	}
+	s.shared.Store(true)
+	s.refuse(errShared)
+	return f, nil
+}
+
+var errShared = errors.New("File was called: the stream has another owner, whom completions would disturb")

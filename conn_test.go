@@ -351,8 +351,10 @@ func TestListenerWrapsWhatItAccepts(t *testing.T) {
 
 func TestListenerPassesOnWhatItCannotWrap(t *testing.T) {
 	inner := listenUnix(t)
-	l := NewListener(inner, nil)
-	defer l.Close()
+	if l := NewListener(inner, nil); l != inner {
+		t.Errorf("NewListener of a %T returned a %T", inner, l)
+	}
+	l := NewListener(struct{ net.Listener }{inner}, nil)
 	far, err := net.Dial("unix", l.Addr().String())
 	check(t, err)
 	defer far.Close()
@@ -362,6 +364,71 @@ func TestListenerPassesOnWhatItCannotWrap(t *testing.T) {
 	if _, ok := near.(*net.UnixConn); !ok {
 		t.Errorf("accepted a %T, want a *net.UnixConn", near)
 	}
+}
+
+// embedsListener is what programs make to have an Accept of their own.
+type embedsListener struct {
+	*net.TCPListener
+	accepted *int
+}
+
+func (l embedsListener) Accept() (net.Conn, error) {
+	*l.accepted++
+	return l.TCPListener.Accept()
+}
+
+// Programs ask a listener by type assertion for what is not in net.Listener: to accept for a while only, to hand it
+// over to a successor, to set options.
+func TestListenerKeepsTheMethodsOfWhatItWraps(t *testing.T) {
+	skipWithoutZeroCopy(t)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer inner.Close()
+	accepted := 0
+	for name, l := range map[string]net.Listener{
+		"*net.TCPListener":      NewListener(inner, nil),
+		"a struct that has one": NewListener(embedsListener{inner.(*net.TCPListener), &accepted}, nil),
+		"wrapped twice":         NewListener(NewListener(inner, nil), nil),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := l.(systemListener)
+			check(t, l.SetDeadline(longAgo))
+			if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("Accept after the deadline: %v", err)
+			}
+			check(t, l.SetDeadline(never))
+			raw, err := l.SyscallConn()
+			check(t, err)
+			check(t, raw.Control(func(uintptr) {}))
+			f, err := l.File()
+			check(t, err)
+			defer f.Close()
+			successor, err := net.FileListener(f)
+			check(t, err)
+			defer successor.Close()
+			if successor.Addr().String() != l.Addr().String() {
+				t.Errorf("File is of a listener on %v, want %v", successor.Addr(), l.Addr())
+			}
+			far, err := net.Dial("tcp", l.Addr().String())
+			check(t, err)
+			defer far.Close()
+			near, err := l.Accept()
+			check(t, err)
+			defer near.Close()
+			if _, ok := near.(*Conn); !ok {
+				t.Errorf("accepted a %T, want a *Conn", near)
+			}
+		})
+	}
+	if accepted != 2 {
+		t.Errorf("the Accept of the struct was called %d times, want 2", accepted)
+	}
+	far, err := net.Dial("tcp", inner.Addr().String())
+	check(t, err)
+	defer far.Close()
+	plain, err := NewListener(inner, nil).(interface{ AcceptTCP() (*net.TCPConn, error) }).AcceptTCP()
+	check(t, err)
+	check(t, plain.Close())
 }
 
 func listenUnix(t *testing.T) net.Listener {
@@ -527,7 +594,7 @@ func dozeOver(testing.TB, *pendingRead) { doze() }
 
 func TestReadsBehaveLikeTCP(t *testing.T) {
 	skipWithoutZeroCopy(t)
-	compareReads(t, loopbackPair, []sceneKind{
+	compareReads(t, loopbackPair, asIs, []sceneKind{
 		{"wrapped", func(t *testing.T) scene {
 			c, s := loopbackPair(t)
 			return scene{wrap(t, c, nil), s, dozeOver}
@@ -552,16 +619,21 @@ func (c slowConn) Read(b []byte) (int, error) {
 // A pairMaker returns the two ends of a new connection.
 type pairMaker func(t testing.TB) (near, far *net.TCPConn)
 
-// compareReads runs every behaviour on a plain connection and on each kind, and wants the same errors.
-func compareReads(t *testing.T, plain pairMaker, kinds []sceneKind) {
+// asIs has connections read by Read.
+func asIs(c net.Conn) net.Conn { return c }
+
+// compareReads runs every behaviour on a plain connection and on each kind, all of them read in the same way, and wants
+// the same errors.
+func compareReads(t *testing.T, plain pairMaker, by func(net.Conn) net.Conn, kinds []sceneKind) {
 	for _, b := range readBehaviours {
 		t.Run(b.name, func(t *testing.T) {
 			c, s := plain(t)
-			want := describe(c, b.test(t, scene{c, s, dozeOver}))
+			want := describe(c, b.test(t, scene{by(c), s, dozeOver}))
 			for _, kind := range kinds {
 				t.Run(kind.name, func(t *testing.T) {
 					t.Parallel()
 					s := kind.make(t)
+					s.c = by(s.c)
 					waitForEvents(t, s.c)
 					if got := describe(s.c, b.test(t, s)); got != want {
 						t.Errorf("the error is\n%s, want as on a plain connection\n%s", got, want)

@@ -87,7 +87,9 @@ func (p *Pool) watchSelf() {
 // dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
 // *net.TCPConn, which then closes itself, unless somebody still uses it; after CloseTimeout the connection is closed.
 func (s *socket) dropped() {
-	forget(s.cookie)
+	if !s.shared.Load() { // the kernel counts on where this connection has ended
+		forget(s.cookie)
+	}
 	if s.ledger().isClosed() {
 		return
 	}

@@ -129,7 +129,7 @@ func sendNaively(t *testing.T, c *net.TCPConn) {
 
 func TestReadsBehaveLikeTCPWhileThePollerRefusesThem(t *testing.T) {
 	onEachLink(t, func(t *testing.T, pair pairMaker) {
-		compareReads(t, pair, []sceneKind{
+		compareReads(t, pair, asIs, []sceneKind{
 			{"refused before the read", func(t *testing.T) scene { return stalled(t, pair) }},
 			{"refused during the read", func(t *testing.T) scene {
 				near, far := pair(t)
@@ -152,11 +152,9 @@ func stalled(t testing.TB, pair pairMaker) scene {
 	near, far := pair(t)
 	c := wrap(t, near, insist)
 	waitForEvents(t, c)
-	raw, err := c.SyscallConn()
-	check(t, err)
 	stop := flood(t, c)
 	nudgeUntil(t, far, "reads are refused", func() bool {
-		return refused(raw.Read(func(uintptr) bool { return true }))
+		return refused(c.s.raw.Read(func(uintptr) bool { return true }))
 	})
 	stop()
 	return scene{c, far, func(t testing.TB, r *pendingRead) {
@@ -251,6 +249,15 @@ var readingStyles = []struct {
 		in, out := loopbackPair(t)
 		zc := wrap(t, in, insist)
 		return relay(zc, out, func() (int64, error) { return zc.ReadFrom(c) })
+	}},
+	{"RawConn.Read", func(_ *testing.T, c *Conn) reading {
+		return func() ([]byte, error) { return io.ReadAll(onlyReader{rawReader{c}}) }
+	}},
+	{"File.ReadFrom of a limited reader", func(t *testing.T, c *Conn) reading {
+		out, in, err := os.Pipe()
+		check(t, err)
+		t.Cleanup(func() { out.Close(); in.Close() })
+		return relay(closingWriter{in}, out, func() (int64, error) { return in.ReadFrom(io.LimitReader(c, 1<<40)) })
 	}},
 	{"io.Copy of a limited reader", func(t *testing.T, c *Conn) reading {
 		in, out := loopbackPair(t)

@@ -33,9 +33,10 @@ type completionKernel interface {
 	setDeferred(s *socket, on bool)
 	remove(fd uintptr, s *socket, added bool)
 
-	// duplicate makes a second descriptor, whose Close does not block, and returns the socket's SO_LINGER.
+	// duplicate makes a second descriptor, and returns the socket's SO_LINGER.
 	duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error)
-	// endStream shuts the socket down, drops what was received, and reports whether there was anything.
+	// endStream shuts the socket down, has its last close(2) not block, drops what was received, and reports whether there
+	// was anything.
 	endStream(fd uintptr) (dropped bool)
 	// acknowledged reports whether the peer has acknowledged all that was sent, or never will.
 	acknowledged(fd uintptr) bool
@@ -80,7 +81,6 @@ func (system) disarm(fd uintptr, s *socket)             { thePoller.disarm(int(f
 func (system) setDeferred(s *socket, on bool)           { thePoller.setDeferred(s, on) }
 func (system) remove(fd uintptr, s *socket, added bool) { thePoller.remove(int(fd), s, added) }
 
-// duplicate turns a linger time off, for it would make the last close(2) block.
 func (system) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error) {
 	dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -88,9 +88,6 @@ func (system) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error)
 	}
 	if l, lingerErr := unix.GetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER); lingerErr == nil {
 		linger = *l
-	}
-	if linger.Onoff != 0 && linger.Linger > 0 {
-		_ = unix.SetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 	}
 	file := os.NewFile(uintptr(dup), "tcp")
 	raw, err := file.SyscallConn()
@@ -102,7 +99,8 @@ func (system) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error)
 }
 
 func (system) endStream(fd uintptr) (dropped bool) {
-	_ = unix.Shutdown(int(fd), unix.SHUT_RDWR) // fails if the peer has reset: then nothing is left to end
+	_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}) // with a time the last close(2) would block
+	_ = unix.Shutdown(int(fd), unix.SHUT_RDWR)                                          // fails if the peer has reset: then nothing is left to end
 	return discardReceived(fd)
 }
 

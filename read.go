@@ -15,6 +15,8 @@ import (
 // Read reads as *net.TCPConn does, and goes on doing so while completions arrive.
 func (c *Conn) Read(b []byte) (int, error) {
 	defer runtime.KeepAlive(c) // a Conn in use is not dropped
+	c.s.readMu.Lock()
+	defer c.s.readMu.Unlock()
 	n, err := c.TCPConn.Read(b)
 	if !refused(err) {
 		return n, err
@@ -36,27 +38,45 @@ func refused(err error) bool {
 	return !errors.As(op.Err, &errno) && !errors.Is(op.Err, os.ErrClosed)
 }
 
-// read reads without the runtime's poller: it tries, and waits with the library's.
-func (s *socket) read(b []byte) (int, error) {
+// read reads without the runtime's poller.
+func (s *socket) read(b []byte) (n int, err error) {
+	if waitErr := s.readWith("read", func(fd uintptr) bool {
+		n, err = receiveNow(fd, b)
+		return err != syscall.EAGAIN
+	}); waitErr != nil {
+		return 0, waitErr
+	}
+	switch {
+	case err != nil:
+		return 0, s.opError("read", err)
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// readWith calls try, as RawConn.Read does, until it reports true: at once, and each time the library's poller tells
+// that there may be something to read. A look at the socket that does not wait leaves the poller alone.
+func (s *socket) readWith(op string, try func(fd uintptr) (done bool)) error {
 	s.stats.slowReads.Add(1)
+	var ready <-chan struct{}
 	for patience := firstDeadlineCheck; ; patience = min(2*patience, lastDeadlineCheck) {
-		ready, err := s.awaitRead()
-		if err != nil {
-			return 0, s.opError("read", err)
-		}
 		if s.readDeadlinePassed() {
-			return 0, s.opError("read", os.ErrDeadlineExceeded)
+			return s.opError(op, os.ErrDeadlineExceeded)
 		}
-		n, err := s.tryRead(b)
-		switch {
-		case err == syscall.EAGAIN:
+		done := false
+		if err := s.raw.Control(func(fd uintptr) { done = try(fd) }); err != nil {
+			return s.opError(op, cause(err))
+		}
+		if done {
+			return nil
+		}
+		if ready != nil {
 			s.watch.wait(ready, patience)
-		case err != nil:
-			return 0, s.opError("read", err)
-		case n == 0:
-			return 0, io.EOF
-		default:
-			return n, nil
+		}
+		var err error
+		if ready, err = s.awaitRead(); err != nil {
+			return s.opError(op, err)
 		}
 	}
 }
@@ -119,7 +139,7 @@ func (c *Conn) spliceTo(w io.Writer) (written int64, err error) {
 		if buf == nil {
 			buf = make([]byte, 64<<10)
 		}
-		m, err := c.s.read(buf)
+		m, err := c.readRefused(buf)
 		if err == io.EOF {
 			return written, nil
 		}
@@ -132,6 +152,13 @@ func (c *Conn) spliceTo(w io.Writer) (written int64, err error) {
 			return written, err
 		}
 	}
+}
+
+// readRefused is Read after the runtime's poller has refused it.
+func (c *Conn) readRefused(b []byte) (int, error) {
+	c.s.readMu.Lock()
+	defer c.s.readMu.Unlock()
+	return c.s.read(b)
 }
 
 // onlyReader hides every other method.

@@ -20,6 +20,16 @@ const (
 	msgMore     = unix.MSG_MORE
 )
 
+// setUserTimeout sets TCP_USER_TIMEOUT, in milliseconds.
+func setUserTimeout(raw syscall.RawConn, ms int) (err error) {
+	if ctlErr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms)
+	}); ctlErr != nil {
+		return ctlErr
+	}
+	return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", err)
+}
+
 // A message is the argument of one sendmsg.
 type message struct {
 	n    int // iovecs
@@ -58,19 +68,20 @@ func (m *message) send(fd uintptr, flags int) (int, error) {
 	return int(n), nil
 }
 
-// tryRead reads what is there. It returns EAGAIN if nothing is.
-func (s *socket) tryRead(b []byte) (n int, err error) {
-	if ctlErr := s.raw.Control(func(fd uintptr) {
-		for {
-			n, err = unix.Read(int(fd), b)
-			if err != unix.EINTR {
-				return
-			}
+// receiveNow reads what is there into b. It returns EAGAIN if nothing is, and does
+// not wait even where another owner of the socket has put it in blocking mode,
+// as (*os.File).Fd does.
+func receiveNow(fd uintptr, b []byte) (int, error) {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
 		}
-	}); ctlErr != nil {
-		return 0, cause(ctlErr)
 	}
-	return max(n, 0), err
 }
 
 // lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.

@@ -24,6 +24,8 @@ func probeZeroCopy(syscall.RawConn) error {
 	return unsupported(runtime.GOOS + " has no MSG_ZEROCOPY for TCP: it needs Linux 4.17 or later")
 }
 
+func setUserTimeout(syscall.RawConn, int) error { return errNoZeroCopy }
+
 var errNoZeroCopy = errors.ErrUnsupported
 
 type message struct{ n, size int }
@@ -31,6 +33,8 @@ type message struct{ n, size int }
 func (m *message) clear()                         { *m = message{} }
 func (m *message) add(b []byte)                   { m.n++; m.size += len(b) }
 func (m *message) send(uintptr, int) (int, error) { return 0, errNoZeroCopy }
+
+func receiveNow(uintptr, []byte) (int, error) { return 0, errNoZeroCopy }
 
 type lingeringClose struct{}
 
@@ -42,7 +46,6 @@ func (s *socket) drain(uintptr) uint64                { return 0 }
 func (s *socket) prove(uintptr) bool                  { return false }
 func (s *socket) askKernel() bool                     { return false }
 func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }
-func (s *socket) tryRead([]byte) (int, error)         { return 0, errNoZeroCopy }
 func (s *socket) await()                              {}
 func (s *socket) detachOwn()                          {}
 func awaitMemory() (stop func())                      { return func() {} }
