@@ -60,7 +60,8 @@ func (s *socket) read(b []byte) (n int, err error) {
 func (s *socket) readWith(op string, try func(fd uintptr) (done bool)) error {
 	s.stats.slowReads.Add(1)
 	var ready <-chan struct{}
-	for patience := firstDeadlineCheck; ; patience = min(2*patience, lastDeadlineCheck) {
+	patience := firstDeadlineCheck
+	for {
 		if s.readDeadlinePassed() {
 			return s.opError(op, os.ErrDeadlineExceeded)
 		}
@@ -73,6 +74,7 @@ func (s *socket) readWith(op string, try func(fd uintptr) (done bool)) error {
 		}
 		if ready != nil {
 			s.watch.wait(ready, patience)
+			patience = min(2*patience, lastDeadlineCheck)
 		}
 		var err error
 		if ready, err = s.awaitRead(); err != nil {
