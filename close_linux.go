@@ -36,6 +36,9 @@ func (s *socket) control(f func(fd uintptr)) error {
 // close is Conn.Close.
 func (s *socket) close() error {
 	l, err := s.closeDescriptor()
+	if !s.shared.Load() {
+		forget(s.cookie)
+	}
 	s.deliver()
 	if l == nil {
 		return err

@@ -51,22 +51,28 @@ func (r *region) watchDrop() {
 
 // A slot is the place of a buffer in its pool.
 type slot struct {
-	pool weak.Pointer[Pool] // strong, it would keep the pool for ever
-	mem  []byte
+	pool  weak.Pointer[Pool] // strong, it would keep the pool for ever
+	mem   []byte
+	alone bool // see region
 }
 
 // watchDrop puts a buffer in the place of r when nobody refers to r any more.
 func (p *Pool) watchDrop(r *region) {
-	r.cleanup = runtime.AddCleanup(r, slot.refill, slot{weak.Make(p), r.mem})
+	r.cleanup = runtime.AddCleanup(r, slot.refill, slot{weak.Make(p), r.mem, r.alone})
 }
 
 func (s slot) refill() {
 	p := s.pool.Value()
-	if p == nil {
+	switch {
+	case p != nil:
+	case s.alone:
+		unmapMemory(s.mem)
+		fallthrough
+	default:
 		return // it went with its pool
 	}
 	drop(&droppedCounts.buffers, "a buffer of a Pool was dropped without Release", "bytes", len(s.mem))
-	p.put(p.newRegion(s.mem))
+	p.put(p.newRegion(s.mem, s.alone))
 }
 
 // watchSelf unmaps the memory of a pool when nobody refers to it or to one of its buffers any more: to those that were
@@ -87,11 +93,11 @@ func (p *Pool) watchSelf() {
 // dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
 // *net.TCPConn, which then closes itself, unless somebody still uses it; after CloseTimeout the connection is closed.
 func (s *socket) dropped() {
-	if !s.shared.Load() { // the kernel counts on where this connection has ended
-		forget(s.cookie)
-	}
 	if s.ledger().isClosed() {
 		return
+	}
+	if !s.shared.Load() { // the kernel counts on where this connection has ended
+		runtime.AddCleanup(s.tc, forget, s.cookie)
 	}
 	drop(&droppedCounts.conns, "a Conn was dropped without Close", "local", s.tc.LocalAddr(), "remote", s.tc.RemoteAddr())
 	s.log(slog.LevelWarn, "the Conn was dropped without Close")

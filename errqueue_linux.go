@@ -140,6 +140,9 @@ func (s *socket) prove(fd uintptr) bool {
 		l.acknowledged(math.MaxInt64) // completions have to do
 		return false
 	}
+	if unacked == 0 {
+		l.acknowledgedAll(at)
+	}
 	l.acknowledged(at.sent - unacked)
 	return true
 }

@@ -119,7 +119,7 @@ func (h *history) checkMemory() {
 		}
 		s := r.state.Load()
 		back := m.released && loans == 0
-		if !back {
+		if !back && !r.lost.Load() { // in the place of what is lost there is another
 			out++
 		}
 		switch {
@@ -132,7 +132,7 @@ func (h *history) checkMemory() {
 		default:
 			h.assert(uint32(s>>regionGen) > m.p.gen, "memory has not come back to its pool: state %#x", s)
 		}
-		if r.home == nil && !back {
+		if r.home == nil && !back && !r.lost.Load() {
 			out--
 		}
 	}

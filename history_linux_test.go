@@ -721,6 +721,7 @@ func (h *history) end() {
 	for i := range l.claims.len() { // of a history that failed; a Pinner that is collected while it pins kills the process
 		l.claims.at(i).loan.giveBack()
 	}
+	check(h.t, h.pool.Close()) // first: in the place of what is lost it has other buffers
 	unproven.mu.Lock()
 	defer unproven.mu.Unlock()
 	for _, ln := range unproven.loans {
@@ -730,5 +731,4 @@ func (h *history) end() {
 	for len(h.live) > 0 {
 		h.release(0)
 	}
-	check(h.t, h.pool.Close())
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -501,5 +502,234 @@ func TestSlowPeerIsNotMistakenForMissingCompletions(t *testing.T) {
 			t.Errorf("distrusted %v, %d bytes unproven", s.CompletionsDistrusted, s.UnprovenBytes)
 		}
 		p.Release()
+	}
+}
+
+// attachFilter gives the socket a filter that passes everything. The kernel
+// charges it to the socket's option memory, for as long as it is there, as it
+// does BPF socket storage, TCP MD5 keys and more.
+func attachFilter(t testing.TB, fd int) {
+	t.Helper()
+	prog := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}}
+	check(t, unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &prog[0]}))
+	runtime.KeepAlive(prog)
+	if n, ok := optionMemory(uintptr(fd)); !ok || n == 0 {
+		t.Fatalf("option memory %d, %v", n, ok)
+	}
+}
+
+// shortBuffers are n bytes in buffers too short to be lent.
+func shortBuffers(n int) (ps []Pinned) {
+	for ; n > 0; n -= 2 << 10 {
+		ps = append(ps, Pin(make([]byte, min(n, 2<<10))))
+	}
+	return ps
+}
+
+// Close of a write that is not sealed: its one flagged call seems complete, but
+// that was another program's call, and the peer has not acknowledged ours.
+func TestCloseDuringAWriteFreesNothingThatThePeerWaitsFor(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := smallReceiver(t, link)
+	check(t, near.SetWriteBuffer(512<<10))
+	c := wrap(t, near, insist)
+	foreign := noise(4<<10, 1)
+	sendFlagged(t, c, foreign)
+	expect(t, far, foreign)
+	eventually(t, "all is acknowledged", func() bool { return unacknowledged(t, c) == 0 })
+
+	filler := make([]byte, 256<<10) // more than the peer's window
+	_, err := c.Write(filler)
+	check(t, err)
+	p, want := allocNoise(t, 32<<10, 2)
+	var ticket Ticket
+	written := beginCall(func() (err error) {
+		ticket, err = c.WritePinnedBuffers(append([]Pinned{p}, shortBuffers(8<<20)...))
+		return err
+	})
+	eventually(t, "the write is blocked", func() bool { s := c.Stats(); return s.Sends == 1 && unacknowledged(t, c) > 700<<10 })
+	time.Sleep(200 * time.Millisecond)
+	check(t, c.Close())
+	if err := <-written; !errors.Is(err, net.ErrClosed) {
+		t.Fatalf("write: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	err = ticket.Wait(ctx)
+	t.Logf("Wait: %v", err)
+	if err == nil || errors.Is(err, ErrConnFailed) {
+		clear(p.Bytes()) // it is ours again
+	}
+	expect(t, far, filler)
+	expect(t, far, want)
+}
+
+// slowWrite begins a write of head copied bytes, one flagged buffer, and tail copied bytes, and beside it a
+// Write of b that waits for its turn before the flagged call is made.
+func slowWrite(t *testing.T, c *Conn, head, tail int, p Pinned, b []byte) (ticket *Ticket, written, beside pendingCall) {
+	ticket = new(Ticket)
+	written = beginCall(func() (err error) {
+		*ticket, err = c.WritePinnedBuffers(append(append(shortBuffers(head), p), shortBuffers(tail)...))
+		return err
+	})
+	eventually(t, "the write is blocked", func() bool { return unacknowledged(t, c) > 700<<10 })
+	beside = beginCall(func() error { _, err := c.Write(b); return err })
+	eventually(t, "the other waits", func() bool { return c.s.plain.most()-c.s.plain.least() >= int64(len(b)) })
+	return ticket, written, beside
+}
+
+// The IDs of a write are complete before it returns, and its end cannot be told
+// from the plain bytes beside it. It is looked at until that is known.
+func TestWriteThatIsHeldWhenItReturnsIsDone(t *testing.T) {
+	near, far := smallPair(t, nil, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 64<<10) })
+	check(t, near.SetWriteBuffer(512<<10))
+	c := wrap(t, near, insist)
+	onDescriptor(t, c, func(fd int) { attachFilter(t, fd) })
+	p, _ := allocNoise(t, 32<<10, 1)
+	const head, tail, other = 2 << 20, 8 << 20, 32 << 20
+	ticket, written, beside := slowWrite(t, c, head, tail, p, make([]byte, other))
+	_, err := io.CopyN(io.Discard, far, head+int64(p.Len())+256<<10)
+	check(t, err)
+	eventually(t, "the flagged call is complete", func() bool { s := c.Stats(); return s.Sends == 1 && s.IDsInFlight == 0 })
+	_, err = io.CopyN(io.Discard, far, tail-256<<10+other)
+	check(t, err)
+	check(t, <-written)
+	check(t, <-beside)
+	eventually(t, "all is acknowledged", func() bool { return unacknowledged(t, c) == 0 })
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Second)
+	defer cancel()
+	if err := ticket.Wait(ctx); err != nil {
+		t.Errorf("Wait, 8 s after all was acknowledged: %v; held %d", err, c.s.ledger().held.Load())
+	}
+}
+
+// A Write that waited for its turn during a flagged call, and then sends less than
+// it was given, leaves the claim's end beyond the end of the stream.
+func TestWriteThatIsCutShortHoldsNothing(t *testing.T) {
+	for _, filter := range []bool{false, true} {
+		near, far := smallPair(t, nil, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 64<<10) })
+		check(t, near.SetWriteBuffer(512<<10))
+		c := wrap(t, near, insist)
+		if filter {
+			onDescriptor(t, c, func(fd int) { attachFilter(t, fd) })
+		}
+		p, _ := allocNoise(t, 32<<10, 1)
+		const head, other = 2 << 20, 32 << 20
+		ticket, written, beside := slowWrite(t, c, head, 0, p, make([]byte, other))
+		_, err := io.CopyN(io.Discard, far, head-512<<10)
+		check(t, err)
+		check(t, <-written)
+		check(t, c.SetWriteDeadline(time.Now()))
+		if err := <-beside; err == nil {
+			t.Fatal("Write was not cut short")
+		}
+		go io.Copy(io.Discard, far)
+		eventually(t, "all is acknowledged", func() bool { return unacknowledged(t, c) == 0 })
+		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+		defer cancel()
+		if err := ticket.Wait(ctx); err != nil {
+			t.Errorf("filter %v: Wait, 4 s after all was acknowledged: %v", filter, err)
+		}
+		check(t, c.Close())
+		if err := ticket.Wait(testContext(t)); err != nil {
+			t.Errorf("filter %v: Wait after Close: %v", filter, err)
+		}
+	}
+}
+
+// The count is found wrong while the peer does not read. The write ends within
+// bounded time, its memory is not used again, and the pool has another in its
+// place.
+func TestPoolReplacesWhatIsNotProven(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := smallReceiver(t, link)
+	cfg := *insist
+	cfg.patience = 100 * time.Millisecond
+	c := wrap(t, near, &cfg)
+	foreign := noise(4<<10, 1)
+	for range 2 {
+		sendFlagged(t, c, foreign)
+		expect(t, far, foreign)
+	}
+	eventually(t, "all is acknowledged", func() bool { return unacknowledged(t, c) == 0 })
+	pool, err := NewPool(256<<10, 1)
+	check(t, err)
+	defer pool.Close()
+	p, err := pool.Get(testContext(t))
+	check(t, err)
+	want := noise(p.Len(), 2)
+	copy(p.Bytes(), want)
+	ticket, err := c.WritePinned(p)
+	check(t, err)
+	p.Release()
+	eventually(t, "the count is found out", func() bool { return c.Stats().CompletionsDistrusted })
+	if err := ticket.Wait(testContext(t)); !errors.Is(err, ErrReleaseUnproven) {
+		t.Errorf("Wait: %v, %d bytes unproven", err, c.Stats().UnprovenBytes)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if p, err = pool.Get(ctx); err != nil {
+		t.Errorf("Pool.Get: %v", err)
+	} else {
+		clear(p.Bytes())
+		p.Release()
+	}
+	expect(t, far, want)
+}
+
+// A dialer sets the option and has a socket filter.
+func TestSocketFilterIsNoSignOfOtherCalls(t *testing.T) {
+	near, _ := loopbackPair(t)
+	onDescriptor(t, near, func(fd int) { check(t, setZeroCopy(fd)); attachFilter(t, fd) })
+	if _, err := NewConn(near, nil); err != nil {
+		t.Errorf("NewConn: %v", err)
+	}
+}
+
+// A Conn is dropped, while its *net.TCPConn is kept and wrapped again.
+func TestSocketOfADroppedConnIsNotWrappedAgain(t *testing.T) {
+	near, _ := loopbackPair(t)
+	heard := droppedSoFar().Conns
+	check(t, second(NewConn(near, insist)))
+	collected(t, "the Conn", func() bool { return droppedSoFar().Conns > heard })
+	for range 3 {
+		runtime.GC()
+		if err := second(NewConn(near, insist)); !errors.Is(err, errors.ErrUnsupported) {
+			t.Fatalf("NewConn: %v", err)
+		}
+		doze()
+	}
+}
+
+// Calls that queue up share one notification (msg_zerocopy_realloc), up to 512 KiB
+// of them: the first is acknowledged long before the last, and its completion
+// comes with the last's. A peer that pauses in between is healthy.
+func TestPeerThatPausesWithinASharedNotification(t *testing.T) {
+	link := lab.ForTest(t)
+	near, far := smallReceiver(t, link)
+	var log syncBuffer
+	cfg := *insist
+	cfg.patience = 100 * time.Millisecond
+	c := wrap(t, near, logging(&log, cfg))
+	const parts, size = 24, 16 << 10
+	p, want := allocNoise(t, parts*size, 1)
+	defer p.Release()
+	var tickets []Ticket
+	for i := range parts {
+		ticket, err := c.WritePinned(p.Slice(i*size, (i+1)*size))
+		check(t, err)
+		tickets = append(tickets, ticket)
+	}
+	const part = 128 << 10
+	expect(t, far, want[:part])
+	time.Sleep(4 * checkEvery) // the peer pauses
+	expect(t, far, want[part:])
+	for i, ticket := range tickets {
+		if err := ticket.Wait(testContext(t)); err != nil {
+			t.Errorf("part %d: %v", i, err)
+		}
+	}
+	if s := c.Stats(); s.CompletionsDistrusted || s.UnprovenBytes > 0 {
+		t.Errorf("distrusted %v, %d bytes unproven: %s", s.CompletionsDistrusted, s.UnprovenBytes, log.String())
 	}
 }

@@ -110,7 +110,7 @@ type ledger struct {
 	plain    *plainBytes   // what else is in the stream; nil if that is nothing
 	sent     int64         // bytes of flagged calls
 	acked    int64         // the peer has acknowledged what lies before this position of the stream
-	freed    uint64        // the kernel holds no memory of the IDs below
+	freed    uint64        // the bytes of IDs below are acknowledged, or not held by the kernel
 	idleNow  chan struct{} // closed when nothing is in flight; nil if that is not waited for
 	counts   ledgerCounts  //
 
@@ -227,13 +227,18 @@ func (l *ledger) seal(c *claim, helped bool) Ticket {
 	t := c.ticket()
 	c.sealed, c.helped = true, helped
 	l.sealed = max(l.sealed, c.seq+1)
-	if l.lost && !c.settled && (c.pending > 0 || !l.proven(c)) {
+	lost := l.lost && !c.settled && (c.pending > 0 || !l.proven(c))
+	if lost {
 		l.giveUp(c, clock())
 		l.sweep()
 	}
 	finished := l.finish(c, nil)
+	l.checkIdle()
 	l.mu.Unlock()
 	l.settle(finished)
+	if lost {
+		unproven.keep(&c.loan)
+	}
 	return t
 }
 
@@ -447,6 +452,19 @@ func (l *ledger) missing(at mark) bool {
 	return l.base < at.ids && !l.lost
 }
 
+// acknowledgedAll records that nothing was unacknowledged at a time after the
+// mark.
+func (l *ledger) acknowledgedAll(at mark) {
+	l.mu.Lock()
+	var finished *claim
+	if !l.wrong {
+		l.freed = max(l.freed, at.ids)
+		finished = l.letGo(nil)
+	}
+	l.mu.Unlock()
+	l.settle(finished)
+}
+
 // released records that the kernel held no memory of flagged calls at all at a
 // time after the mark, whatever completions were read.
 func (l *ledger) released(at mark) {
@@ -499,10 +517,16 @@ func (l *ledger) distrusted() bool {
 	return l.wrong
 }
 
+// sharedSpan is more of the stream than calls take that share a notification,
+// which completes with the last of them. Of flagged calls that is 512 KiB
+// (byte_limit in msg_zerocopy_realloc, net/core/skbuff.c), with some plain ones
+// between.
+const sharedSpan = 16 << 20
+
 // An elder is the oldest claim in flight.
 type elder struct {
 	number uint64 // not 0
-	acked  bool   // its bytes are acknowledged, and not all of its completions have come
+	acked  bool   // its bytes are acknowledged, with all that may share their notification, and not all is complete
 	mute   bool   // not one completion has come on this connection
 }
 
@@ -516,7 +540,7 @@ func (l *ledger) oldest() (e elder, busy bool) {
 	c := l.claims.at(0)
 	return elder{
 		number: c.seq + 1,
-		acked:  c.pending > 0 && c.end <= l.acked && l.acked != math.MaxInt64,
+		acked:  c.pending > 0 && l.acked != math.MaxInt64 && (c.hi <= l.freed || c.end+sharedSpan <= l.acked),
 		mute:   l.counts.notifications == 0,
 	}, true
 }
@@ -698,9 +722,21 @@ func (l *ledger) checkIdle() {
 	}
 }
 
-// busy reports whether an ID is out or may come to be. l.mu is held.
+// busy reports whether an ID is out or may come to be, or bytes are not known to
+// be acknowledged. l.mu is held.
 func (l *ledger) busy() bool {
-	return l.counts.idsInFlight > 0 || l.reserved.open || l.held.Load() > 0
+	return l.counts.idsInFlight > 0 || l.reserved.open || l.held.Load() > 0 || l.openUnproven()
+}
+
+// openUnproven reports whether a write that has not returned will be held then, as
+// far as is known now. l.mu is held.
+func (l *ledger) openUnproven() bool {
+	n := l.claims.len()
+	if n == 0 {
+		return false
+	}
+	c := l.claims.at(n - 1)
+	return !c.sealed && !c.settled && c.lo < c.hi && !l.proven(c)
 }
 
 // inFlight returns how much is out.
@@ -736,23 +772,28 @@ func (l *ledger) idle() bool {
 // flagged call. The loans stay referenced for the life of the process.
 func (l *ledger) abandon() (bytes int64) {
 	now := clock()
+	var lost []*claim
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.lost = true
 	for i := range l.claims.len() {
 		if c := l.claims.at(i); !c.settled && (c.pending > 0 || c.held) {
 			bytes += c.bytes
+			lost = append(lost, c)
 			l.giveUp(c, now)
 		}
 	}
 	l.sweep()
 	l.checkIdle()
+	l.mu.Unlock()
+	for _, c := range lost {
+		unproven.keep(&c.loan)
+	}
 	return bytes
 }
 
-// giveUp resolves c, whose memory the kernel may read for ever. l.mu is held.
+// giveUp resolves c, whose memory the kernel may read for ever: the caller has it
+// kept. l.mu is held.
 func (l *ledger) giveUp(c *claim, now time.Duration) {
-	unproven.keep(&c.loan)
 	l.hold(c, false)
 	l.moveIDs(-int64(c.pending))
 	c.err = ErrReleaseUnproven

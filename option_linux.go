@@ -39,8 +39,7 @@ func takeSocket(raw syscall.RawConn) (cookie uint64, err error) {
 	return cookie, nil
 }
 
-// forget lets a socket be wrapped again: another, with the cookie of one that is
-// closed, there is none.
+// forget is for a socket that is closed. There will not be another of its cookie.
 func forget(cookie uint64) {
 	wrapped.Lock()
 	defer wrapped.Unlock()
@@ -79,10 +78,22 @@ func available(fd int) (cookie uint64, err error) {
 	if _, taken := wrapped.cookies[cookie]; taken {
 		return 0, errTaken
 	}
-	if n, ok := optionMemory(uintptr(fd)); on != 0 && ok && n > 0 {
-		return 0, errInUse // a notification is outstanding or unread
+	if on != 0 && inUse(fd) {
+		return 0, errInUse
 	}
 	return cookie, nil
+}
+
+// inUse reports whether flagged calls on the socket have not completed, or their
+// completions were not read.
+func inUse(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	if n, err := unix.Poll(p, 0); err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0 {
+		return true
+	}
+	unacked, ok := sendQueue(uintptr(fd))
+	notes, known := optionMemory(uintptr(fd)) // of socket filters, too
+	return ok && known && unacked > 0 && notes > 0
 }
 
 // setZeroCopy sets the option and reads it back, because a sandbox may take any

@@ -85,6 +85,8 @@ func (p Pinned) Release() {
 type region struct {
 	mem   []byte
 	home  *Pool         // where it goes then; nil if it is unmapped
+	lost  atomic.Bool   // its release was not proven: it never goes there
+	alone bool          // it is a buffer of a Pool with a mapping of its own
 	state atomic.Uint64 // generation<<regionGen | loans*regionLoan | regionReleased
 
 	cleanup runtime.Cleanup // for the case that it is dropped
@@ -222,8 +224,14 @@ type unprovenLoans struct {
 	loans []*loan
 }
 
+// keep keeps ln, and has its pools put other buffers in the place of those in it.
 func (u *unprovenLoans) keep(ln *loan) {
 	u.mu.Lock()
-	defer u.mu.Unlock()
 	u.loans = append(u.loans, ln)
+	u.mu.Unlock()
+	for _, r := range ln.regions {
+		if r.home != nil && r.lost.CompareAndSwap(false, true) {
+			r.home.replace()
+		}
+	}
 }

@@ -11,7 +11,8 @@ import (
 // This file is the pool: a fixed number of buffers that come back by themselves.
 
 // A Pool has a fixed number of buffers of its own memory, of one size. A buffer comes back by itself when it has been
-// released and the last write of it has completed: get, fill, write, release, forget. A pool is back-pressure, too:
+// released and the last write of it has completed: get, fill, write, release, forget. One whose write has ended with
+// [ErrReleaseUnproven] never does, and the pool maps another in its place. A pool is back-pressure, too:
 // [Pool.Get] waits for a buffer. All methods may be called by many goroutines at once.
 type Pool struct {
 	size   int
@@ -33,7 +34,8 @@ func NewPool(size, n int) (*Pool, error) {
 	if size <= 0 || n <= 0 {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: both must be positive", n, size)
 	}
-	stride := (size + page - 1) &^ (page - 1)
+	p := &Pool{size: size, free: make(chan struct{}, n), closed: make(chan struct{}), left: n}
+	stride := p.stride()
 	if stride < size || stride*n/n != stride {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: that is too much", n, size)
 	}
@@ -41,16 +43,19 @@ func NewPool(size, n int) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: %w", n, size, err)
 	}
-	p := &Pool{size: size, memory: memory, free: make(chan struct{}, n), closed: make(chan struct{}), left: n}
+	p.memory = memory
 	for i := range n {
-		p.push(p.newRegion(memory[i*stride : (i+1)*stride : (i+1)*stride]))
+		p.push(p.newRegion(memory[i*stride:(i+1)*stride:(i+1)*stride], false))
 	}
 	p.watchSelf()
 	return p, nil
 }
 
-func (p *Pool) newRegion(mem []byte) *region {
-	r := &region{mem: mem, home: p}
+// stride is from one buffer to the next.
+func (p *Pool) stride() int { return (p.size + page - 1) &^ (page - 1) }
+
+func (p *Pool) newRegion(mem []byte, alone bool) *region {
+	r := &region{mem: mem, home: p, alone: alone}
 	p.watchDrop(r)
 	return r
 }
@@ -102,11 +107,39 @@ func (p *Pool) put(r *region) {
 	defer p.mu.Unlock()
 	select {
 	case <-p.closed:
-		r.cleanup.Stop()
-		p.retire(1)
+		p.retireRegion(r)
 	default:
 		p.push(r)
 	}
+}
+
+// replace maps a buffer in the place of one that will never come back, because its
+// release was not proven. Without memory for it the pool has one buffer less.
+func (p *Pool) replace() {
+	mem, err := mapMemory(p.stride())
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.closed:
+		unmapMemory(mem)
+	default:
+		p.push(p.newRegion(mem, true))
+	}
+}
+
+// retireRegion has the memory of r, which will not be handed out again, go away
+// with the last of its mapping. p.mu is held.
+func (p *Pool) retireRegion(r *region) {
+	r.cleanup.Stop()
+	runtime.KeepAlive(r) // or its cleanup could run meanwhile: see runtime.Cleanup.Stop
+	if r.alone {
+		unmapMemory(r.mem)
+		return
+	}
+	p.retire(1)
 }
 
 // Close ends the pool: a Get that waits, and every later one, fails. Buffers that are in use stay valid until they are
@@ -133,10 +166,9 @@ func (p *Pool) Close() error {
 	}
 	// Whoever else has taken one from p.free takes its buffer from the bottom of the stack after this.
 	for _, r := range p.stack[len(p.stack)-back:] {
-		r.cleanup.Stop()
+		p.retireRegion(r)
 	}
 	p.stack = p.stack[:len(p.stack)-back]
-	p.retire(back)
 	return nil
 }
 
