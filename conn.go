@@ -364,9 +364,9 @@ type socket struct {
 	refused atomic.Pointer[error] // why flagged calls do not work here after all; nil if they do
 	watch   watch                 // who reads the error queue, and who waits for data
 	stall   stall
-	calls   int // flagged calls since the writer last read the error queue; the writer's
-	invalid int // flagged calls that failed where Write may not; the writer's
-	optmem  optmemBound
+	calls   int   // flagged calls since the writer last read the error queue; the writer's
+	invalid int   // flagged calls that failed where Write may not; the writer's
+	enobufs bound // notifications in flight, by net.core.optmem_max
 
 	readMu    sync.Mutex                     // one Read of any kind at a time, as the runtime has it
 	drainMu   sync.Mutex                     // one goroutine reads the error queue at a time

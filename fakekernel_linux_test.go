@@ -39,23 +39,27 @@ type stateful struct {
 	segments []*segment // not acknowledged, in order of the stream; the transmitted ones first
 	held     []*segment // dropped from the queue, but held by a device
 
-	nextID   uint32
-	uargs    []*uarg // outstanding
-	queue    []errorMessage
-	told     []errorMessage      // completions that were read, for duplicates
-	foreign  []ErrorQueueMessage // that were read
-	owner    map[uint32]*writeOp // of every ID
-	copies   bool                // completions say that the kernel copied
-	asked    bool                // whether all is acknowledged
-	optmem   int                 // notifications, outstanding or unread
-	memlock  int64               // bytes
-	lim      limits              // what the library is told
-	sockErr  syscall.Errno
-	resetNow bool // a reset has purged the queues, and is about to set the state
-	dead     bool // TCP_CLOSE
-	lost     int  // bytes that the peer had not acknowledged when the queues were purged
-	cut      bool // by disconnect
-	uncut    bool // disconnect has failed
+	nextID    uint32
+	uargs     []*uarg // outstanding
+	queue     []errorMessage
+	told      []errorMessage      // completions that were read, for duplicates
+	foreign   []ErrorQueueMessage // that were read
+	owner     map[uint32]*writeOp // of every ID
+	copies    bool                // completions say that the kernel copied
+	asked     bool                // whether all is acknowledged
+	optmem    int                 // notifications, outstanding or unread
+	memlock   int64               // bytes
+	lim       limits              // what the library is told
+	mute      bool                // it is told nothing else
+	aborted   bool                // a call was charged, and then queued nothing
+	elsewhere bool                // the limits are those of another network namespace
+	charges   map[uint32]int64    // to RLIMIT_MEMLOCK by each ID
+	sockErr   syscall.Errno
+	resetNow  bool // a reset has purged the queues, and is about to set the state
+	dead      bool // TCP_CLOSE
+	lost      int  // bytes that the peer had not acknowledged when the queues were purged
+	cut       bool // by disconnect
+	uncut     bool // disconnect has failed
 
 	sends    []fault // of the next calls, one each
 	receives []fault
@@ -112,7 +116,8 @@ type uarg struct {
 	lo     uint32
 	n      uint32
 	refs   int
-	bytes  int64
+	charge int64 // to RLIMIT_MEMLOCK
+	joined int   // bytes of all calls that were charged
 	copied bool
 }
 
@@ -133,6 +138,7 @@ func newFakeKernel(start uint32, fail func(string, ...any)) *fakeKernel {
 		closing: map[uintptr]bool{},
 		users:   map[uintptr]int{},
 		owner:   map[uint32]*writeOp{},
+		charges: map[uint32]int64{},
 		sndbuf:  256 << 10,
 		nextID:  start,
 		optmem:  1 << 20, memlock: 1 << 40, lim: noLimits,
@@ -383,7 +389,6 @@ func (k *fakeKernel) take(op *writeOp, b []byte, u *uarg) {
 		b = want
 	} else {
 		u.refs++
-		u.bytes += int64(len(b))
 		op.unacked += len(b)
 	}
 	op.queued += len(b)
@@ -405,6 +410,9 @@ func (k *fakeKernel) send(fd uintptr, m *message, flags int) (int, error) {
 	}
 	op := k.writer
 	if err := k.sendError(f, m, zero); err != nil {
+		if zero && err != unix.ENOBUFS {
+			k.abort(m.size)
+		}
 		return 0, err
 	}
 	room := min(k.room(), m.size)
@@ -417,6 +425,9 @@ func (k *fakeKernel) send(fd uintptr, m *message, flags int) (int, error) {
 	var u *uarg
 	if zero {
 		u = k.number(op, f == faultJoin)
+		u.charge += pinnedBy(int64(m.size))
+		u.joined += m.size
+		k.charges[u.lo+u.n-1] = pinnedBy(int64(m.size))
 	}
 	n := 0
 	for i := 0; i < m.n && n < room; i++ {
@@ -472,13 +483,29 @@ func (k *fakeKernel) sendError(f fault, m *message, zero bool) error {
 	return nil
 }
 
+// abort leaves what a call was charged with the notification that it was to share.
+func (k *fakeKernel) abort(size int) {
+	k.aborted = true
+	if n := len(k.uargs); n > 0 && k.uargs[n-1].refs > 0 && k.uargs[n-1].joined+size <= mostJoined {
+		u := k.uargs[n-1]
+		u.joined += size
+		u.charge += pinnedBy(int64(size))
+		k.charges[u.lo+u.n-1] += pinnedBy(int64(size))
+	}
+}
+
 // affords looks at net.core.optmem_max and at RLIMIT_MEMLOCK.
 func (k *fakeKernel) affords(size int) bool {
-	pinned := int64(size) + pinnedByCall
+	return k.notifications() < k.optmem && k.mayPin(int64(size))
+}
+
+// mayPin reports whether the user may pin so much more.
+func (k *fakeKernel) mayPin(size int64) bool {
+	pinned := pinnedBy(size)
 	for _, u := range k.uargs {
-		pinned += u.bytes + int64(u.n)*pinnedByCall
+		pinned += u.charge
 	}
-	return k.notifications() < k.optmem && pinned <= k.memlock
+	return pinned <= k.memlock
 }
 
 // notifications counts those that are outstanding or unread.
@@ -536,4 +563,20 @@ func (k *fakeKernel) renewLimits(time.Duration) *limits {
 	defer k.mu.Unlock()
 	l := k.lim
 	return &l
+}
+
+func (k *fakeKernel) inOurNamespace(uintptr) bool { return !k.elsewhere }
+
+func (k *fakeKernel) roomToPin(size int64) int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.mute {
+		return unknown
+	}
+	for ; !k.mayPin(size); size /= 2 {
+		if size < page {
+			return 0
+		}
+	}
+	return size
 }

@@ -139,10 +139,10 @@ type Fallbacks struct {
 	Threshold  uint64 // shorter than Config.Threshold, or a buffer of a longer write shorter than a page
 	Path       uint64 // the kernel had been copying on this path
 	InFlight   uint64 // Config.MaxInFlight was reached
-	Optmem     uint64 // ENOBUFS: net.core.optmem_max
-	Memlock    uint64 // ENOBUFS: RLIMIT_MEMLOCK
+	Optmem     uint64 // net.core.optmem_max was reached: the kernel has lately refused (ENOBUFS) what would exceed it
+	Memlock    uint64 // RLIMIT_MEMLOCK was reached, by this process or together with other processes of this user
 	Unpinnable uint64 // EFAULT: memory that can be read but not pinned, such as a device's
-	Refused    uint64 // the kernel refused MSG_ZEROCOPY, completions could not be watched, or File was called
+	Refused    uint64 // the kernel refused MSG_ZEROCOPY, completions could not be watched, File was called, or ENOBUFS by neither limit
 }
 
 // fallbackCounts are the live counters behind Fallbacks.

@@ -117,6 +117,10 @@ type ledgerModel struct {
 	start    uint64
 	next     uint64
 	owner    map[uint64]*modelWrite // of the IDs that are out
+	charges  map[uint64]int64       // to RLIMIT_MEMLOCK by each ID
+	size     int                    // of the call that is reserved
+	calling  int64                  // what it is charged
+	joined   int                    // bytes of calls that may share the newest notification
 	writes   []*modelWrite
 	open     *modelWrite
 	inCall   bool // a call is reserved
@@ -141,8 +145,10 @@ func (m *ledgerModel) reserve() {
 	if m.inCall {
 		return
 	}
-	_, err := m.l.reserve()
-	m.inCall = err == nil
+	size := int(m.next%7) * 50000
+	if _, err := m.l.reserve(size); err == nil {
+		m.inCall, m.size, m.calling = true, size, pinnedBy(int64(size))
+	}
 }
 
 func (m *ledgerModel) commit(bytes int) {
@@ -155,21 +161,30 @@ func (m *ledgerModel) commit(bytes int) {
 		w.out[m.next] = true
 		m.owner[m.next] = w
 	}
+	m.charges[m.next], m.joined = m.calling, m.size
 	m.next++
-	m.inCall, m.early = false, false
+	m.inCall, m.early, m.calling = false, false, 0
 }
 
-func (m *ledgerModel) cancel() {
+func (m *ledgerModel) cancel(abort bool) {
 	if !m.inCall {
 		return
 	}
-	if stray := m.l.cancel(); stray != m.early {
+	cancel := m.l.cancel
+	if newest := m.next - 1; abort {
+		cancel = m.l.abort
+		if m.owner[newest] != nil && m.joined+m.size <= mostJoined {
+			m.joined += m.size
+			m.charges[newest] += m.calling
+		}
+	}
+	if stray := cancel(); stray != m.early {
 		m.t.Fatalf("cancel: a completion named the ID: %v, want %v", stray, m.early)
 	}
 	if m.early {
 		m.rejected++
 	}
-	m.inCall, m.early = false, false
+	m.inCall, m.early, m.calling = false, false, 0
 }
 
 func (m *ledgerModel) seal() {
@@ -269,6 +284,13 @@ func (m *ledgerModel) check() {
 	if counts.idsInFlight != uint64(len(m.owner)) {
 		m.t.Fatalf("%d IDs in flight, want %d", counts.idsInFlight, len(m.owner))
 	}
+	charged := m.calling
+	for id := range m.owner {
+		charged += m.charges[id]
+	}
+	if m.l.charged != charged {
+		m.t.Fatalf("%d bytes charged, want %d", m.l.charged, charged)
+	}
 	if counts.rejected != m.rejected {
 		m.t.Fatalf("%d ranges rejected, want %d", counts.rejected, m.rejected)
 	}
@@ -316,7 +338,7 @@ func FuzzLedger(f *testing.F) {
 	f.Add(uint64(0), []byte{0, 0, 1, 0, 4, 0, 3, 0, 8, 0, 10, 1})
 	f.Fuzz(func(t *testing.T, start uint64, program []byte) {
 		start %= 1 << 62
-		m := &ledgerModel{t: t, l: newLedger(start), start: start, next: start, owner: map[uint64]*modelWrite{}}
+		m := &ledgerModel{t: t, l: newLedger(start), start: start, next: start, owner: map[uint64]*modelWrite{}, charges: map[uint64]int64{}}
 		for ; len(program) >= 2 && len(m.writes) < 200; program = program[2:] {
 			m.step(program[0], program[1])
 			m.check()
@@ -338,7 +360,7 @@ func (m *ledgerModel) step(op, arg byte) {
 	case 6:
 		m.commit(int(arg) + 1)
 	case 7:
-		m.cancel()
+		m.cancel(arg%2 == 1)
 	case 8, 9, 10, 11:
 		if lo, hi, ok := m.outstanding(int(arg), int(op>>4)); ok {
 			m.completed(lo, hi)

@@ -168,10 +168,13 @@ func (h *history) checkWaiters() {
 }
 
 func (h *history) checkCounts() {
-	ids, unproven, pending := 0, false, 0
+	ids, unproven, pending, charged := 0, false, 0, int64(0)
 	for _, op := range h.ops {
 		ids += len(op.ids) - op.uncommitted
 		unproven = unproven || op.unproven()
+		for id := range op.ids {
+			charged += h.k.charges[id]
+		}
 		if len(op.ids) > 0 && !op.unproven() {
 			pending += op.queued
 		}
@@ -180,11 +183,10 @@ func (h *history) checkCounts() {
 	trusted := !h.c.s.ledger().distrusted()
 	if early := h.early(); !unproven && !early && trusted {
 		h.assert(s.IDsInFlight == uint64(ids), "%d IDs in flight, want %d", s.IDsInFlight, ids)
+		pinned := h.c.s.ledger().total.pinned.Load()
+		h.assert(pinned == charged || pinned > charged && ids > 0 && h.k.aborted, "%d bytes pinned by the tally of the process, want %d", pinned, charged)
 	}
 	h.assert(s.BytesInFlight >= 0 && (s.BytesInFlight <= int64(pending) || !trusted), "%d bytes in flight, of writes of %d", s.BytesInFlight, pending)
-	if pinned, want := h.c.s.ledger().total.pinned.Load(), s.BytesInFlight+int64(s.IDsInFlight)*pinnedByCall; pinned != want {
-		h.assert(false, "%d bytes pinned by the tally of the process, want %d", pinned, want)
-	}
 }
 
 // early reports whether a call is parked whose completion may have been read already.

@@ -545,6 +545,7 @@ func (h *history) limits(arg byte) {
 	case 2: // others use up what is allowed
 		k.lim.ids, k.lim.pinned = 1<<20, 1<<39
 	}
+	k.mute, k.elsewhere = arg >= 120, arg >= 180
 }
 
 func (h *history) pinned(p part) {

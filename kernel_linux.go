@@ -21,9 +21,6 @@ type completionKernel interface {
 	// unacknowledged returns how many bytes the peer has not acknowledged, those not sent yet included. It reports false if
 	// the kernel does not tell.
 	unacknowledged(fd uintptr) (bytes int64, ok bool)
-	// optionMemory returns the bytes of kernel memory that the socket's notifications take, read ones excluded, and its
-	// other options. It reports false if the kernel does not tell.
-	optionMemory(fd uintptr) (bytes int64, ok bool)
 
 	// join, arm, disarm, setDeferred and remove are the poller's. again and added
 	// tell whether the descriptor is in the epoll set already.
@@ -71,7 +68,6 @@ func (system) receive(fd uintptr, hdr *unix.Msghdr) (int, error) {
 func (system) lostUnacknowledged(fd uintptr) bool { return lostUnacknowledged(fd) }
 
 func (system) unacknowledged(fd uintptr) (int64, bool) { return sendQueue(fd) }
-func (system) optionMemory(fd uintptr) (int64, bool)   { return optionMemory(fd) }
 
 func (system) join(s *socket) error { return thePoller.join(s) }
 func (system) arm(fd uintptr, s *socket, i interest, again bool) error {

@@ -79,9 +79,11 @@ type flusher struct {
 // reservation is the ID that the call now in the kernel will take if it queues anything. Its completion can be
 // read by another goroutine before that call has returned to tell.
 type reservation struct {
-	open   bool // a call is in the kernel
-	early  bool // its completion has already come
-	copied bool // with the kernel's mark for a copy
+	open   bool  // a call is in the kernel
+	early  bool  // its completion has already come
+	copied bool  // with the kernel's mark for a copy
+	size   int64 // bytes that it was asked to send
+	charge int64 // to RLIMIT_MEMLOCK
 }
 
 // An awaiter is told that a goroutine begins to wait for completions.
@@ -116,6 +118,8 @@ type ledger struct {
 
 	bytesInFlight int64        // bytes not complete, to within the rounding of claims that are partly so
 	held          atomic.Int32 // claims that are held for their acknowledgement; written with mu held
+	charged       int64        // to RLIMIT_MEMLOCK, for IDs not complete and for the reserved one
+	charges       charges      // that by ID
 	waited        atomic.Int32 // pending tickets and flushes that somebody may be waiting for
 	total         *tally       // of all ledgers of the process; nil if this is none of them
 	reader        awaiter      // reads the completions; nil if none ever come
@@ -166,9 +170,9 @@ func (l *ledger) begin(now time.Duration) *claim {
 // completions cannot be told apart.
 var errUntrusted = errors.New("completions do not count the calls")
 
-// reserve announces a flagged call. It fails if the call must not be made, and
-// reports whether nothing was in flight before.
-func (l *ledger) reserve() (first bool, err error) {
+// reserve announces a flagged call of size bytes. It fails if the call must not
+// be made, and reports whether nothing was in flight before.
+func (l *ledger) reserve(size int) (first bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -177,11 +181,13 @@ func (l *ledger) reserve() (first bool, err error) {
 	case l.wrong || l.lost:
 		return false, errUntrusted
 	}
-	l.reserved = reservation{open: true}
+	l.reserved = reservation{open: true, size: int64(size), charge: pinnedBy(int64(size))}
+	l.charge(l.reserved.charge)
 	return l.counts.idsInFlight == 0, nil
 }
 
-// commit records that the reserved call has queued n bytes and so has taken its ID for c.
+// commit records that the reserved call has queued n bytes and so has taken its ID for c. The kernel charges the call
+// whole, whatever part of it was queued.
 func (l *ledger) commit(c *claim, n int) {
 	l.mu.Lock()
 	r := l.reserved
@@ -189,6 +195,7 @@ func (l *ledger) commit(c *claim, n int) {
 	l.next++
 	l.counts.sends++
 	l.sent += int64(n)
+	l.charges.add(l.next-1, r.size)
 	if c.settled { // abandoned meanwhile
 		l.counts.unprovenBytes += int64(n)
 		l.mu.Unlock()
@@ -199,13 +206,25 @@ func (l *ledger) commit(c *claim, n int) {
 	c.bytes += int64(n)
 	c.end = l.sent + l.plain.most()
 	l.moveOut(c, int64(n))
-	l.moveIDs(1)
+	l.counts.idsInFlight++
 	var finished *claim
 	if r.early && !l.wrong {
 		_, finished = l.credit(span{l.next - 1, l.next}, r.copied)
 	}
 	l.mu.Unlock()
 	l.settle(finished)
+}
+
+// abort is cancel of a call that the kernel has charged. If the call was to share the notification of the newest ID, the
+// charge stays until that is complete (msg_zerocopy_put_abort in net/core/skbuff.c). Whether it was is not to be seen, so
+// it counts as if it was.
+func (l *ledger) abort() (stray bool) {
+	l.mu.Lock()
+	if n := len(l.complete); l.base < l.next && (n == 0 || l.complete[n-1].hi < l.next) && l.charges.join(l.next-1, l.reserved.size) {
+		l.reserved.charge = 0 // it is the newest ID's now
+	}
+	l.mu.Unlock()
+	return l.cancel()
 }
 
 // cancel records that the reserved call has queued nothing and taken no ID. It
@@ -216,6 +235,7 @@ func (l *ledger) cancel() (stray bool) {
 	if stray = l.reserved.early; stray {
 		l.counts.rejected++
 	}
+	l.charge(-l.reserved.charge)
 	l.reserved = reservation{}
 	l.checkIdle()
 	return stray
@@ -311,17 +331,19 @@ func (l *ledger) credit(s span, copied bool) (fresh uint64, finished *claim) {
 	}
 	if merged.lo <= l.base {
 		l.base = merged.hi
+		l.charges.forget(l.base)
 		l.complete = slices.Delete(l.complete, first, last)
 	} else {
 		l.complete = slices.Replace(l.complete, first, last, merged)
 	}
-	l.moveIDs(-int64(fresh))
+	l.counts.idsInFlight -= fresh
 	l.checkIdle()
 	return fresh, finished
 }
 
-// tell subtracts newly completed IDs from the claims that own them.
+// tell subtracts newly completed IDs from what is charged, and from the claims that own them.
 func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
+	l.charge(l.charges.below(s.lo) - l.charges.below(s.hi))
 	i := sort.Search(l.claims.len(), func(i int) bool { return l.claims.at(i).hi > s.lo })
 	for ; i < l.claims.len() && l.claims.at(i).lo < s.hi; i++ {
 		c := l.claims.at(i)
@@ -342,16 +364,17 @@ func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
 func (l *ledger) moveOut(c *claim, bytes int64) {
 	c.out += bytes
 	l.bytesInFlight += bytes
-	if l.total != nil {
-		l.total.pinned.Add(bytes)
-	}
 }
 
-// moveIDs changes how many IDs are in flight. l.mu is held.
-func (l *ledger) moveIDs(n int64) {
-	l.counts.idsInFlight += uint64(n)
+// charge changes what is charged to RLIMIT_MEMLOCK. When all that was in flight
+// has been given up, nothing is. l.mu is held.
+func (l *ledger) charge(n int64) {
+	if l.lost {
+		n = -l.charged
+	}
+	l.charged += n
 	if l.total != nil {
-		l.total.pinned.Add(n * pinnedByCall)
+		l.total.pinned.Add(n)
 	}
 }
 
@@ -782,6 +805,7 @@ func (l *ledger) abandon() (bytes int64) {
 			l.giveUp(c, now)
 		}
 	}
+	l.charge(-l.charged)
 	l.sweep()
 	l.checkIdle()
 	l.mu.Unlock()
@@ -795,7 +819,7 @@ func (l *ledger) abandon() (bytes int64) {
 // kept. l.mu is held.
 func (l *ledger) giveUp(c *claim, now time.Duration) {
 	l.hold(c, false)
-	l.moveIDs(-int64(c.pending))
+	l.counts.idsInFlight -= c.pending
 	c.err = ErrReleaseUnproven
 	l.resolve(c, OutcomeUnknown, now)
 }
@@ -835,6 +859,8 @@ func (q *queue[T]) pushBack(v T) {
 	q.ring[(q.head+q.n)%len(q.ring)] = v
 	q.n++
 }
+
+func (q *queue[T]) last() *T { return &q.ring[(q.head+q.n-1)%len(q.ring)] }
 
 func (q *queue[T]) popFront() T {
 	var zero T

@@ -16,7 +16,7 @@ func newLedger(start uint64) *ledger { return &ledger{base: start, next: start} 
 func writeIDs(l *ledger, n, size int) Ticket {
 	c := l.begin(0)
 	for range n {
-		l.reserve()
+		l.reserve(0)
 		l.commit(c, size)
 	}
 	return l.seal(c, false)
@@ -117,7 +117,7 @@ func TestCompletionMayOvertakeTheSend(t *testing.T) {
 	l := newLedger(0)
 	first := writeIDs(l, 1, 10)
 	c := l.begin(0)
-	l.reserve()
+	l.reserve(0)
 	if news, _ := l.completed(0, 1, true); news != 2 {
 		t.Fatalf("%d IDs were news, want 2: the one in the kernel counts", news)
 	}
@@ -142,10 +142,10 @@ func TestCompletionMayOvertakeTheSend(t *testing.T) {
 func TestCompletionOfACallThatFailedIsRejected(t *testing.T) {
 	l := newLedger(0)
 	c := l.begin(0)
-	l.reserve()
+	l.reserve(0)
 	l.completed(0, 0, false)
 	l.cancel()
-	l.reserve()
+	l.reserve(0)
 	l.commit(c, 10)
 	ticket := l.seal(c, false)
 	if ticket.Ready() {
@@ -160,7 +160,7 @@ func TestCompletionOfACallThatFailedIsRejected(t *testing.T) {
 func TestTicketIsNotDoneBeforeItsWriteHasReturned(t *testing.T) {
 	l := newLedger(0)
 	c := l.begin(0)
-	l.reserve()
+	l.reserve(0)
 	l.commit(c, 10)
 	ticket := c.ticket()
 	l.completed(0, 0, false)
@@ -177,7 +177,7 @@ func TestOutcomes(t *testing.T) {
 	l := newLedger(0)
 	plain, marked := writeIDs(l, 2, 10), writeIDs(l, 2, 10)
 	c := l.begin(0)
-	l.reserve()
+	l.reserve(0)
 	l.commit(c, 10)
 	helped := l.seal(c, true)
 	if got := plain.Outcome(); got != OutcomePending {
@@ -284,7 +284,7 @@ func TestFlushWaitsForWhatWasIssuedBefore(t *testing.T) {
 		t.Error("a flush of nothing waits")
 	}
 	open := l.begin(0) // a write under way has no ticket yet
-	l.reserve()
+	l.reserve(0)
 	l.commit(open, 1)
 	if !closed(l.flush()) {
 		t.Error("a flush waits for a write that has not returned")
@@ -315,7 +315,7 @@ func TestAbandonedTicketsNeverGiveTheirMemoryBack(t *testing.T) {
 	p := &region{}
 	p.lend(0)
 	lost.loan.regions = []*region{p}
-	l.reserve()
+	l.reserve(0)
 	l.commit(lost, 4096)
 	ticket := l.seal(lost, false)
 	l.completed(0, 0, false)
@@ -386,7 +386,7 @@ func TestSteadyLedgerDoesNotAllocate(t *testing.T) {
 func TestCancelledCallEndsTheWaitOfClose(t *testing.T) {
 	l := &ledger{}
 	c := l.begin(0)
-	l.reserve()
+	l.reserve(0)
 	idle, again := l.close()
 	if idle == nil || again {
 		t.Fatalf("close: idle %v, again %v; want a channel, and false", idle, again)

@@ -19,8 +19,8 @@ type Report struct {
 	MPTCP  bool   // the socket speaks Multipath TCP
 
 	MemlockLimited bool   // RLIMIT_MEMLOCK holds for this process
-	MemlockLimit   uint64 // in bytes, if it does
-	OptmemMax      int    // net.core.optmem_max in bytes
+	MemlockLimit   uint64 // in bytes, if it does, for all processes of the user together
+	OptmemMax      int    // net.core.optmem_max in bytes, of the network namespace of this process
 	HugePages      string // transparent huge pages: "always", "madvise" or "never"
 
 	Stats Stats // what a *Conn has learned; zero for others
@@ -63,17 +63,33 @@ func Probe(c net.Conn) Report {
 
 // verdict says what a wrapped connection has learned so far.
 func verdict(s Stats) (zeroCopy bool, reason string) {
+	limits := limitsReached(s)
 	switch {
 	case s.PathCopies:
-		return false, "the kernel copies on this path (loopback, a tunnel, a packet capture, or a device without scatter-gather), so zcnet sends plainly and tries again from time to time"
-	case s.EnobufsMemlock > 0:
-		return true, "RLIMIT_MEMLOCK makes some calls smaller, or copied: raise it"
-	case s.EnobufsOptmem > 0:
-		return true, "net.core.optmem_max has been reached: raise it"
+		why := "the kernel copies on this path (loopback, a tunnel, a packet capture, or a device without scatter-gather), so zcnet sends plainly and tries again from time to time"
+		return false, strings.Join(append([]string{why}, limits...), "; ")
+	case len(limits) > 0:
+		return true, strings.Join(limits, "; ")
 	case s.Writes > 0 && s.Sends == 0:
 		return true, "every write so far was shorter than Config.Threshold"
 	}
 	return true, ""
+}
+
+// limitsReached says which limits have made zcnet copy, or send in smaller calls, and what to do about each.
+func limitsReached(s Stats) (limits []string) {
+	add := func(reached bool, advice string) {
+		if reached {
+			limits = append(limits, advice)
+		}
+	}
+	shared := s.EnobufsMemlock > 0 // or the library would have kept within it
+	add(shared, "RLIMIT_MEMLOCK was reached by this process and other processes of this user together, which share it: raise it")
+	add(!shared && s.Fallbacks.Memlock > 0, "RLIMIT_MEMLOCK was reached by what this process has in flight: raise it")
+	add(s.EnobufsOptmem > 0 || s.Fallbacks.Optmem > 0, "net.core.optmem_max was reached: raise it in the network namespace of the connection")
+	add(s.EnobufsOther > 0, "the kernel refused calls (ENOBUFS) by neither RLIMIT_MEMLOCK nor net.core.optmem_max: does io_uring send on the same socket?")
+	add(s.Fallbacks.InFlight > 0, "Config.MaxInFlight was reached: raise it")
+	return limits
 }
 
 // String describes the report in lines for people.

@@ -4,7 +4,6 @@ import (
 	"math"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -156,7 +155,7 @@ func disconnect(fd uintptr) error {
 func readLimits() *limits {
 	l := noLimits
 	if optmem, err := strconv.ParseUint(readSetting("/proc/sys/net/core/optmem_max"), 10, 64); err == nil {
-		l.ids = max(1, optmem/notificationCharge)
+		l.ids = optmem / notificationCharge
 	}
 	if memlock, limited := memlockLimit(); limited {
 		l.pinned = int64(min(memlock, math.MaxInt64))
@@ -173,16 +172,82 @@ func memlockLimit() (limit uint64, limited bool) {
 	return rl.Cur, rl.Cur != unix.RLIM_INFINITY&math.MaxUint64 && !mayLockMemory()
 }
 
-// mayLockMemory reports whether the process has CAP_IPC_LOCK in the initial user namespace, where the kernel looks
-// for it.
+// mayLockMemory reports whether the process has CAP_IPC_LOCK where the kernel looks for it.
 func mayLockMemory() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	err := unix.Capget(&hdr, &data[0])
-	return err == nil && data[0].Effective&(1<<unix.CAP_IPC_LOCK) != 0 && inInitialUserNamespace()
+	return err == nil && data[0].Effective&(1<<unix.CAP_IPC_LOCK) != 0 && capabilityCounts()
 }
 
-var inInitialUserNamespace = sync.OnceValue(func() bool {
-	uidMap, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && strings.Join(strings.Fields(string(uidMap)), " ") == "0 0 4294967295"
+// capabilityCounts reports whether the kernel heeds this process's CAP_IPC_LOCK: in the initial user namespace only
+// (capable in kernel/capability.c). A call of more than RLIMIT_MEMLOCK tells, or, where the kernel says nothing, the number
+// that the initial namespace has (enum init_ns_ino in include/uapi/linux/nsfs.h).
+var capabilityCounts = sync.OnceValue(func() bool {
+	var rl unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &rl) == nil && rl.Cur < plainCall {
+		if tryToPin(int64(rl.Cur)+1) == nil {
+			return true
+		}
+		if tryToPin(1) == nil {
+			return false
+		}
+	}
+	const initialUserNamespace = 0xeffffffd
+	var st unix.Stat_t
+	return unix.Stat("/proc/self/ns/user", &st) == nil && st.Ino == initialUserNamespace
 })
+
+// tryToPin asks whether a call of size bytes may be flagged, by a socket that was charged nothing yet. The error is nil,
+// ENOBUFS, or says that the kernel does not tell. Nothing is sent: the socket is not connected, which the kernel sees after
+// it has charged the call (tcp_sendmsg_locked in net/ipv4/tcp.c; before, and so does not tell, in Linux 4.20 and earlier).
+func tryToPin(size int64) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 1); err != nil {
+		return err
+	}
+	const flags = unix.MSG_ZEROCOPY | unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), 0, uintptr(min(size, plainCall)), flags, 0, 0)
+	if errno == unix.EPIPE {
+		return nil
+	}
+	return errno
+}
+
+// roomToPin returns how much of size RLIMIT_MEMLOCK lets one call pin now, halving it until it knows, or unknown.
+func roomToPin(size int64) int64 {
+	var rl unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &rl) != nil || rl.Cur == unix.RLIM_INFINITY&math.MaxUint64 {
+		return unknown
+	}
+	for ; ; size /= 2 {
+		switch err := tryToPin(size); {
+		case err == nil:
+			return size
+		case err != unix.ENOBUFS:
+			return unknown
+		case size < page:
+			return 0
+		}
+	}
+}
+
+// inOurNamespace reports whether the socket is of the calling thread's network namespace, or the namespace does not matter.
+// It does since net.core.optmem_max is one's own in each (Linux 6.8), and can be told since 5.14.
+func inOurNamespace(fd uintptr) bool {
+	theirs, err := unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return err == unix.ENOPROTOOPT
+	}
+	own, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(own)
+	ours, err := unix.GetsockoptUint64(own, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	return err == nil && ours == theirs
+}

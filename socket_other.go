@@ -55,3 +55,7 @@ func probeSystem(r *Report)                { r.System = runtime.GOOS }
 func probeSocket(*Report, syscall.RawConn) {}
 
 func readLimits() *limits { l := noLimits; return &l }
+
+func optionMemory(uintptr) (bytes int64, ok bool) { return 0, false }
+func inOurNamespace(uintptr) bool                 { return false }
+func roomToPin(int64) int64                       { return unknown }

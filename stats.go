@@ -30,7 +30,8 @@ type Stats struct {
 	Syscalls              uint64 // system calls made to send and to hear of completions; those of Read and Write are not seen
 
 	EnobufsOptmem  uint64 // ENOBUFS by net.core.optmem_max
-	EnobufsMemlock uint64 // ENOBUFS by RLIMIT_MEMLOCK
+	EnobufsMemlock uint64 // ENOBUFS by RLIMIT_MEMLOCK, which all processes of the user share
+	EnobufsOther   uint64 // ENOBUFS by neither, as io_uring's SEND_ZC on the same socket brings it about
 
 	GuardViolations uint64 // tickets that reported ErrChangedInFlight
 
@@ -68,6 +69,7 @@ type counters struct {
 	drains, foreign, slowReads    atomic.Uint64
 	wakeups, syscalls             atomic.Uint64
 	enobufsOptmem, enobufsMemlock atomic.Uint64
+	enobufsOther                  atomic.Uint64
 	guardViolations               atomic.Uint64
 }
 
@@ -77,6 +79,18 @@ func (s *socket) count(w *progress) {
 	if w.queued > 0 {
 		s.stats.writes.Add(1)
 		s.stats.fallbacks.count(w.why)
+	}
+}
+
+// refused books an ENOBUFS.
+func (n *counters) refused(why reason) {
+	switch why {
+	case reasonOptmem:
+		n.enobufsOptmem.Add(1)
+	case reasonMemlock:
+		n.enobufsMemlock.Add(1)
+	default:
+		n.enobufsOther.Add(1)
 	}
 }
 
@@ -113,6 +127,7 @@ func (c *Conn) Stats() Stats {
 		Syscalls:              s.stats.syscalls.Load() + short,
 		EnobufsOptmem:         s.stats.enobufsOptmem.Load(),
 		EnobufsMemlock:        s.stats.enobufsMemlock.Load(),
+		EnobufsOther:          s.stats.enobufsOther.Load(),
 		GuardViolations:       s.stats.guardViolations.Load(),
 		SlowReads:             s.stats.slowReads.Load(),
 		Released:              l.released,

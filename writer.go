@@ -186,7 +186,7 @@ func (c *Conn) Flush(ctx context.Context) error {
 
 // Sizes of system calls.
 const (
-	// smallestCall is the size at which ENOBUFS by RLIMIT_MEMLOCK ends the halving and begins the copying.
+	// smallestCall is the least to which narrow bounds cut flagged calls.
 	smallestCall = 16 << 10
 	// smallCall is how much is copied at a time for want of room for a flagged call, and the least to which bounds cut
 	// flagged calls so that several have room.
@@ -221,10 +221,11 @@ type progress struct {
 	at, off int           // the next byte to send is bufs[at].b[off]
 	flag    bool          // flagged calls are still worth trying
 	tries   int           // of them that are left on a path that copies
-	now     time.Duration // when the write began, by clock
+	began   time.Duration // by clock
+	now     time.Duration // when limits were last looked at, by clock
 	limits  *limits
-	limit   int // the most bytes of one flagged call, since one was refused; 0 if none was
-	size    int // bytes of the next flagged call, at most
+	size    int  // bytes of the next flagged call, at most
+	full    bool // there is no use in looking for room for one before the send buffer has room again
 	claim   *claim
 	helped  bool    // a part was copied
 	why     reasons // why
@@ -299,7 +300,8 @@ func (w *write) plan() {
 
 // planFlagged decides for a write that is worth sending without copying.
 func (w *write) planFlagged() {
-	w.flag, w.now = true, clock()
+	w.flag, w.began = true, clock()
+	w.now = w.began
 	w.limits = w.s.kernel.currentLimits(w.now)
 	if !w.s.pathCopies() {
 		return
@@ -321,6 +323,7 @@ func (w *write) writePlainly(b []byte) {
 // sendAll makes calls until the write is done or the send buffer is full. It is called by RawConn.Write with the write
 // lock held, again each time the socket has become writable.
 func (w *write) sendAll(fd uintptr) (done bool) {
+	w.full = false
 	for w.queued < w.total && w.err == nil {
 		switch err := w.sendNext(fd); err {
 		case nil, syscall.EINTR:
@@ -386,7 +389,7 @@ var errUnheard = errors.New("completions cannot be waited for")
 func (w *write) flagNext(fd uintptr) bool {
 	s := w.s
 	switch {
-	case !w.flag:
+	case !w.flag || w.full:
 		return false
 	case !w.lends(w.at):
 		w.why.add(reasonThreshold)
@@ -404,7 +407,7 @@ func (w *write) lends(i int) bool { return i >= w.copies && len(w.bufs[i].b) >= 
 // sendFlagged sends with MSG_ZEROCOPY, and books the ID that the call took.
 func (w *write) sendFlagged(fd uintptr) error {
 	if w.claim == nil {
-		w.claim = w.s.ledger().begin(w.now)
+		w.claim = w.s.ledger().begin(w.began)
 		w.loan.pass(&w.claim.loan, w.bufs[w.copies:])
 		if w.s.cfg.Guard {
 			w.claim.loan.guard = w.guard()
@@ -412,7 +415,7 @@ func (w *write) sendFlagged(fd uintptr) error {
 	}
 	w.gather(w.size, true)
 	l := w.claim.l
-	first, err := l.reserve()
+	first, err := l.reserve(w.msg.size)
 	if err != nil {
 		return err
 	}
@@ -425,7 +428,13 @@ func (w *write) sendFlagged(fd uintptr) error {
 	}
 	n, err := w.send(fd, msgZeroCopy)
 	if err != nil {
-		if l.cancel() {
+		stray := false
+		if err == syscall.ENOBUFS { // nothing was charged
+			stray = l.cancel()
+		} else {
+			stray = l.abort()
+		}
+		if stray {
 			w.s.distrust(errMiscounted)
 		}
 		return err
@@ -467,9 +476,10 @@ func (w *write) send(fd uintptr, flags int) (int, error) {
 }
 
 // copied is the most that the next copying call sends. What is copied for want of room is sent piece by piece, because
-// there may be room for the next.
+// there may be room for the next; but not if none is to come from this connection, or the kernel has refused a call
+// lately: then it takes no more calls than Write.
 func (w *write) copied() int {
-	if w.flag && w.lends(w.at) && !w.s.pathCopies() {
+	if w.flag && !w.full && w.lends(w.at) && !w.s.pathCopies() {
 		return smallCall
 	}
 	return plainCall
@@ -486,7 +496,7 @@ func (w *write) gather(limit int, flagged bool) {
 		if len(b) == 0 {
 			continue
 		}
-		if w.flag && w.lends(i) != flagged && w.msg.n > 0 {
+		if w.flag && !w.full && w.lends(i) != flagged && w.msg.n > 0 {
 			break
 		}
 		w.msg.add(b[:min(len(b), limit-w.msg.size)])
@@ -507,33 +517,6 @@ func (w *write) advance(n int) {
 func (w *write) refuse(err error) {
 	w.s.refuse(err)
 	w.sendPlainly(reasonRefused)
-}
-
-// noBuffers answers ENOBUFS. It never waits: if reading the error queue frees nothing, the call is made smaller or
-// made by copying (net/core/skbuff.c: msg_zerocopy_alloc charges each notification to net.core.optmem_max, and
-// mm_account_pinned_pages charges the pages of a call to RLIMIT_MEMLOCK).
-func (w *write) noBuffers(fd uintptr) {
-	s := w.s
-	now := clock()
-	_, ids := s.ledger().inFlight()
-	if s.drain(fd) > 0 {
-		s.stats.enobufsOptmem.Add(1)
-		s.optmem.refused(ids, now)
-		return
-	}
-	w.limits = s.kernel.renewLimits(now)
-	if w.limits.blame(ids) == reasonOptmem {
-		s.stats.enobufsOptmem.Add(1)
-		s.optmem.refused(ids, now)
-		w.flag = false
-		w.why.add(reasonOptmem)
-		return
-	}
-	s.stats.enobufsMemlock.Add(1)
-	if w.limit = w.size / 2; w.limit < smallestCall {
-		w.flag = false
-		w.why.add(reasonMemlock)
-	}
 }
 
 // ticket closes the accounts of the write.

@@ -149,7 +149,7 @@ func (s *zcnetSender) counts() counts {
 		ZeroCopied:  stats.ZeroCopiedBytes,
 		MaybeCopied: stats.MaybeCopiedBytes,
 		Copied:      stats.CopiedBytes,
-		Enobufs:     stats.EnobufsOptmem + stats.EnobufsMemlock,
+		Enobufs:     stats.EnobufsOptmem + stats.EnobufsMemlock + stats.EnobufsOther,
 		wakeups:     &stats.Wakeups,
 		syscalls:    &stats.Syscalls,
 		whyCopied:   zcnet.Probe(conn).Reason,
