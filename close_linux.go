@@ -44,11 +44,13 @@ func (s *socket) close() error {
 		return err
 	}
 	l.begin()
-	go l.run()
+	outside(func() { go l.run() })
 	if !l.shared && l.option.Onoff != 0 && l.option.Linger > 0 {
+		linger := newTimer(time.Duration(l.option.Linger) * time.Second)
+		defer linger.Stop()
 		select {
 		case <-l.done:
-		case <-time.After(time.Duration(l.option.Linger) * time.Second):
+		case <-linger.C:
 		}
 	}
 	return err
@@ -87,7 +89,7 @@ const noDescriptor = ^uintptr(0)
 
 // linger makes the second descriptor, and takes the first from the poller.
 func (s *socket) linger(idle chan struct{}) (l *lingeringClose, err error) {
-	l = &lingeringClose{s: s, idle: idle, done: make(chan struct{}), shared: s.shared.Load()}
+	l = &lingeringClose{s: s, idle: idle, done: newSignal(), shared: s.shared.Load()}
 	if ctlErr := s.raw.Control(func(fd uintptr) {
 		if l.duplicate, l.option, err = s.kernel.duplicate(fd); err == nil {
 			s.detach(fd)

@@ -201,7 +201,7 @@ func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 		}
 	}
 	conn := &Conn{TCPConn: c, s: &socket{tc: c, raw: raw, kernel: system{c}, cfg: cfg.withDefaults(), cookie: cookie}}
-	runtime.AddCleanup(conn, (*socket).dropped, conn.s)
+	runtime.AddCleanup(conn, func(s *socket) { go s.dropped() }, conn.s) // see startOuter
 	return conn, nil
 }
 

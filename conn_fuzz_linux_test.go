@@ -18,6 +18,8 @@ func runHistory(t *testing.T, b []byte, after ...func(*history)) {
 	if len(b) < settingsLen {
 		return
 	}
+	kernelInBubble.Store(true)
+	defer kernelInBubble.Store(false)
 	synctest.Test(t, func(t *testing.T) {
 		h := newHistory(t, settings{b[0], b[1], b[2], b[3], b[4], b[5]})
 		defer h.end()

@@ -52,6 +52,13 @@
 // each, [Probe] explains. Where a connection cannot send without copying at all, [Wrap] returns it unchanged, and
 // [NewWriter] makes a [ZeroCopyWriter] of it that copies, so that callers need one code path only.
 //
+// # Tests
+//
+// In a bubble of testing/synctest a Conn works as a *net.TCPConn does there: by the real network and the real clock. A
+// goroutine that waits for a completion, in [Ticket.Wait] or [Conn.Flush] for example, is not durably blocked: the clock
+// of the bubble stands still, and a context's timeout does not end the wait. For tests with fake time put [NewWriter] over
+// net.Pipe. See docs/synctest.md, also for pools, and for hooks and loggers, which are called outside of the bubble.
+//
 // # Systems
 //
 // Linux 4.17 or later sends without copying, and 4.14 where SO_ZEROCOPY was set before the connection was made (see

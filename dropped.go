@@ -106,13 +106,11 @@ func (s *socket) dropped() {
 		s.detachOwn()
 		return
 	}
-	go func() {
-		s.await()
-		select {
-		case <-idle:
-			s.detachOwn()
-		case <-time.After(s.cfg.CloseTimeout):
-			_ = s.close()
-		}
-	}()
+	s.await()
+	select {
+	case <-idle:
+		s.detachOwn()
+	case <-time.After(s.cfg.CloseTimeout):
+		_ = s.close()
+	}
 }

@@ -52,7 +52,7 @@ var sumSeed = maphash.MakeSeed()
 
 // guard begins to guard what is left to send of the write. What is copied anyway is nobody's but the caller's.
 func (w *write) guard() *guard {
-	g := &guard{s: w.s, bytes: w.total, since: time.Now()}
+	g := &guard{s: w.s, bytes: w.total, since: realTime()}
 	g.call, g.site = callSite()
 	off, skip := w.queued, w.off
 	for i := w.at; i < len(w.bufs); i++ {
@@ -261,15 +261,16 @@ func (g *guard) report(c change) error {
 	case c.blocks > 1:
 		what += fmt.Sprintf(" and %d more blocks", c.blocks-1)
 	}
+	found := realTime()
 	logger := g.s.cfg.Logger
 	if logger == nil {
 		logger = slog.Default() // who asked for a guard wants to hear it
 	}
 	logger.Log(context.Background(), slog.LevelError, "zcnet: "+ErrChangedInFlight.Error(), "changed", what,
-		"lent_by", g.call+" at "+g.site, "bytes", g.bytes, "lent", g.since, "found", time.Now(),
+		"lent_by", g.call+" at "+g.site, "bytes", g.bytes, "lent", g.since, "found", found,
 		"local", g.s.tc.LocalAddr(), "remote", g.s.tc.RemoteAddr())
 	return fmt.Errorf("%w: %s, lent by %s at %s, on %s, found on %s", ErrChangedInFlight, what, g.call, g.site,
-		g.since.Format(guardTime), time.Now().Format(guardTime))
+		g.since.Format(guardTime), found.Format(guardTime))
 }
 
 // callSite returns which method of this package was called, and where, as file:line (function).

@@ -144,7 +144,7 @@ type ledgerCounts struct {
 // word by it, and one reading of the system's clock.
 var processStart = time.Now()
 
-func clock() time.Duration { return time.Since(processStart) }
+func clock() time.Duration { return realTime().Sub(processStart) }
 
 // begin opens the claim of a write that is about to send its first flagged call
 // and that began at now.
@@ -662,7 +662,7 @@ func (l *ledger) flush() <-chan struct{} {
 	if l.claims.len() == 0 || l.claims.at(0).seq >= l.sealed {
 		return nil
 	}
-	f := flusher{until: l.sealed, done: make(chan struct{})}
+	f := flusher{until: l.sealed, done: newSignal()}
 	l.flushers = append(l.flushers, f)
 	l.waited.Add(1)
 	return f.done
@@ -696,7 +696,7 @@ func (l *ledger) doneChan(t Ticket) <-chan struct{} {
 		return closedChan
 	}
 	if t.c.done == nil {
-		t.c.done = make(chan struct{})
+		t.c.done = newSignal()
 		l.waited.Add(1)
 	}
 	return t.c.done
@@ -732,7 +732,7 @@ func (l *ledger) awaitIdle() chan struct{} {
 // whenIdle is awaitIdle. l.mu is held.
 func (l *ledger) whenIdle() chan struct{} {
 	if l.busy() && l.idleNow == nil {
-		l.idleNow = make(chan struct{})
+		l.idleNow = newSignal()
 	}
 	return l.idleNow
 }

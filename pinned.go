@@ -129,6 +129,9 @@ func (r *region) lend(gen uint32) bool {
 func (r *region) giveBack() {
 	if s := r.state.Add(^uint64(regionLoan - 1)); s&regionUse == regionReleased {
 		r.reclaim(s)
+		if r.home != nil {
+			r.home.waits.returned()
+		}
 	}
 }
 
@@ -141,6 +144,9 @@ func (r *region) release(gen uint32) {
 		if r.state.CompareAndSwap(s, s|regionReleased) {
 			if s&regionUse == 0 {
 				r.reclaim(s)
+			}
+			if r.home != nil {
+				r.home.waits.released(s&regionUse != 0)
 			}
 			return
 		}

@@ -26,8 +26,8 @@ type poller struct {
 	sockets  map[uint64]*socket   // by watch.token
 	deferred map[*socket]struct{} // those that the tick looks after
 	tokens   uint64               // the last token
-	tickAt   time.Time            // the next tick; zero if there is no deferred socket
-	checkAt  time.Time            // the next check; zero if nothing is in flight
+	tickAt   time.Duration        // by clock: the next tick; 0 if there is no deferred socket
+	checkAt  time.Duration        // by clock: the next check; 0 if nothing is in flight
 	checking atomic.Bool          // a check is due; written with mu held
 }
 
@@ -61,8 +61,9 @@ func (p *poller) join(s *socket) error {
 		return nil
 	}
 	p.checking.Store(true)
-	p.checkAt = time.Now().Add(checkEvery)
-	p.setTimer()
+	now := clock()
+	p.checkAt = now + checkEvery
+	p.setTimer(now)
 	return nil
 }
 
@@ -116,19 +117,26 @@ func (p *poller) setDeferred(s *socket, on bool) {
 		return
 	}
 	p.deferred[s] = struct{}{}
-	if p.tickAt.IsZero() {
-		p.tickAt = time.Now().Add(tickEvery)
-		p.setTimer()
+	if p.tickAt == 0 {
+		now := clock()
+		p.tickAt = now + tickEvery
+		p.setTimer(now)
 	}
 }
 
-// setTimer has serve stop waiting when a tick or a check is due. p.mu is held.
-func (p *poller) setTimer() {
+// setTimer has serve stop waiting when a tick or a check is due. The deadline is
+// one of the clock by which package os counts, which may be that of a bubble.
+// p.mu is held.
+func (p *poller) setTimer(now time.Duration) {
 	at := p.tickAt
-	if at.IsZero() || !p.checkAt.IsZero() && p.checkAt.Before(at) {
+	if at == 0 || p.checkAt != 0 && p.checkAt < at {
 		at = p.checkAt
 	}
-	_ = p.file.SetReadDeadline(at) // it worked in start
+	deadline := time.Time{}
+	if at != 0 {
+		deadline = time.Now().Add(at - now)
+	}
+	_ = p.file.SetReadDeadline(deadline) // it worked in start
 }
 
 // start opens the epoll descriptor and begins to serve it. p.mu is held.
@@ -153,10 +161,10 @@ func (p *poller) start() error {
 		file.Close()
 		return err
 	}
-	p.file, p.epfd, p.tickAt, p.checkAt = file, epfd, time.Time{}, time.Time{}
+	p.file, p.epfd, p.tickAt, p.checkAt = file, epfd, 0, 0
 	p.checking.Store(false)
 	p.sockets, p.deferred = make(map[uint64]*socket), make(map[*socket]struct{})
-	go p.serve(file, raw)
+	outside(func() { go p.serve(file, raw) })
 	return nil
 }
 
@@ -200,19 +208,19 @@ func (p *poller) serve(file *os.File, raw syscall.RawConn) {
 // goroutine that serves file is to end. It returns the slice that it was given,
 // which it uses.
 func (p *poller) onTimer(file *os.File, due []*socket) ([]*socket, bool) {
-	now := time.Now()
+	now := clock()
 	p.mu.Lock()
 	if p.file != file {
 		p.mu.Unlock()
 		return due, false
 	}
-	if !p.tickAt.IsZero() && !now.Before(p.tickAt) {
+	if p.tickAt != 0 && now >= p.tickAt {
 		for s := range p.deferred {
 			due = append(due, s)
 		}
 	}
 	ticks := len(due)
-	check := p.checking.Load() && !now.Before(p.checkAt)
+	check := p.checking.Load() && now >= p.checkAt
 	if check {
 		p.checking.Store(false) // before it is looked whether there is more to check; see join
 		for _, s := range p.sockets {
@@ -240,19 +248,19 @@ func (p *poller) rearmTimer(file *os.File, checked, busy bool) bool {
 	if p.file != file {
 		return false
 	}
-	now := time.Now()
-	p.tickAt = time.Time{}
+	now := clock()
+	p.tickAt = 0
 	if len(p.deferred) > 0 {
-		p.tickAt = now.Add(tickEvery)
+		p.tickAt = now + tickEvery
 	}
 	if checked && !p.checking.Load() { // join may have set the next one
 		p.checking.Store(busy)
-		p.checkAt = time.Time{}
+		p.checkAt = 0
 		if busy {
-			p.checkAt = now.Add(checkEvery)
+			p.checkAt = now + checkEvery
 		}
 	}
-	p.setTimer()
+	p.setTimer(now)
 	return true
 }
 

@@ -189,7 +189,7 @@ func TestIdleProcessHasNoTick(t *testing.T) {
 	quiet := func() bool {
 		thePoller.mu.Lock()
 		defer thePoller.mu.Unlock()
-		return thePoller.tickAt.IsZero() && thePoller.checkAt.IsZero() && len(thePoller.deferred) == 0
+		return thePoller.tickAt == 0 && thePoller.checkAt == 0 && len(thePoller.deferred) == 0
 	}
 	eventually(t, "neither a tick nor a check is due", quiet)
 	time.Sleep(2 * tickEvery)

@@ -25,16 +25,18 @@ type Pool struct {
 	stack []*region // the free buffers: the last that came back goes first, for it is in the caches
 	left  int       // buffers that are not back for good; the memory is unmapped when there are none
 
+	waits   *poolWaits      // of a pool that was made in a bubble of testing/synctest; nil otherwise
 	cleanup runtime.Cleanup // for the case that it is dropped
 }
 
 // NewPool maps n buffers of size bytes each, as [Alloc] maps memory, each beginning on a page. Memory that was never
-// touched takes no room. Close gives it back.
+// touched takes no room. Close gives it back. A pool that is made in a bubble of testing/synctest belongs to it; see
+// docs/synctest.md.
 func NewPool(size, n int) (*Pool, error) {
 	if size <= 0 || n <= 0 {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: both must be positive", n, size)
 	}
-	p := &Pool{size: size, free: make(chan struct{}, n), closed: make(chan struct{}), left: n}
+	p := &Pool{size: size, left: n}
 	stride := p.stride()
 	if stride < size || stride*n/n != stride {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: that is too much", n, size)
@@ -44,6 +46,10 @@ func NewPool(size, n int) (*Pool, error) {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: %w", n, size, err)
 	}
 	p.memory = memory
+	outside(func() { p.free, p.closed = make(chan struct{}, n), make(chan struct{}) })
+	if bubbled() {
+		p.waits = &poolWaits{}
+	}
 	for i := range n {
 		p.push(p.newRegion(memory[i*stride:(i+1)*stride:(i+1)*stride], false))
 	}
@@ -71,6 +77,9 @@ func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 	default:
 	}
 	defer awaitMemory()()
+	if p.waits != nil {
+		return p.waits.get(ctx, p)
+	}
 	select {
 	case <-p.closed:
 		return Pinned{}, errPoolClosed
@@ -127,6 +136,7 @@ func (p *Pool) replace() {
 		unmapMemory(mem)
 	default:
 		p.push(p.newRegion(mem, true))
+		p.waits.returned()
 	}
 }
 
@@ -154,6 +164,7 @@ func (p *Pool) Close() error {
 	default:
 	}
 	close(p.closed)
+	p.waits.released(false)
 	back := 0
 	for {
 		select {

@@ -94,7 +94,7 @@ const (
 // (netpollcheckerr in runtime/netpoll.go).
 func (s *socket) readDeadlinePassed() bool {
 	if deadline, known := s.watch.readDeadline(); known {
-		return !deadline.IsZero() && !time.Now().Before(deadline)
+		return clock() >= deadline
 	}
 	err := s.raw.Read(func(uintptr) bool { return true })
 	return errors.Is(err, os.ErrDeadlineExceeded)
@@ -104,10 +104,10 @@ func (s *socket) readDeadlinePassed() bool {
 // none or it is not known. Nothing else tells that the descriptor was closed other than by Close.
 func (w *watch) wait(ready <-chan struct{}, patience time.Duration) {
 	deadline, known := w.readDeadline()
-	if known && !deadline.IsZero() {
-		patience = time.Until(deadline)
+	if known && deadline != noDeadline {
+		patience = deadline - clock()
 	}
-	timer := time.NewTimer(patience)
+	timer := newTimer(patience)
 	defer timer.Stop()
 	select {
 	case <-ready:

@@ -1,6 +1,7 @@
 package zcnet
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,14 +17,14 @@ const reapEvery = 32
 // Locks are taken in this order, each only while those before it may be held:
 //
 //	socket.closeMu, the descriptor's write lock (RawConn.Write), socket.drainMu,
-//	watch.mu, then one of poller.mu, ledger.mu and Pool.mu
+//	watch.mu, then one of poller.mu, ledger.mu and Pool.mu, then outer.mu
 type watch struct {
 	mu       sync.Mutex
 	interest interest
 	token    uint64        // names the socket to the poller; 0 if it does not know it
 	issued   uint64        // IDs that had been issued at the last tick or reap
 	ready    chan struct{} // closed to have those who wait for data try again; nil if none does
-	deadline time.Time     // of reads
+	deadline time.Duration // of reads, by clock
 	known    bool          // deadline was set here; before that only the runtime knows it
 }
 
@@ -69,13 +70,32 @@ func (w *watch) wake() {
 }
 
 func (w *watch) setDeadline(t time.Time) {
+	at := byClock(t)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.deadline, w.known = t, true
+	w.deadline, w.known = at, true
 	w.wakeReaders()
 }
 
-func (w *watch) readDeadline() (t time.Time, known bool) {
+// noDeadline is the deadline of reads that have none.
+const noDeadline = math.MaxInt64
+
+// byClock returns when, by clock, the time t comes. It is asked once, when a
+// deadline is set, as package net does: t may be of another clock, such as that
+// of a bubble of testing/synctest.
+func byClock(t time.Time) time.Duration {
+	if t.IsZero() {
+		return noDeadline
+	}
+	left := time.Until(t)
+	now := clock() // later, so that no read ends before its deadline
+	if left > noDeadline-now {
+		return noDeadline
+	}
+	return now + left
+}
+
+func (w *watch) readDeadline() (at time.Duration, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.deadline, w.known

@@ -170,7 +170,7 @@ func (s *socket) armForRead(fd uintptr) (<-chan struct{}, error) {
 		return nil, err
 	}
 	if w.ready == nil {
-		w.ready = make(chan struct{})
+		w.ready = newSignal()
 	}
 	return w.ready, nil
 }
