@@ -45,8 +45,14 @@ func renewLimits(now time.Duration) *limits {
 	return l
 }
 
-// A tally counts what the kernel charges to RLIMIT_MEMLOCK for what is in flight.
-type tally struct{ pinned atomic.Int64 }
+// A tally counts what is in flight: what the kernel charges for it to RLIMIT_MEMLOCK, and what closed connections hold.
+type tally struct {
+	pinned    atomic.Int64
+	lingering struct {
+		conns, bytes atomic.Int64
+		resets       atomic.Uint64
+	}
+}
 
 // inProcess is the tally of all connections. The kernel counts other processes of the user, too.
 var inProcess tally

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"runtime"
 	"sync/atomic"
-	"time"
 	"weak"
 )
 
@@ -85,7 +84,8 @@ func (p *Pool) watchSelf() {
 }
 
 // dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
-// *net.TCPConn, which then closes itself, unless somebody still uses it; after CloseTimeout the connection is closed.
+// *net.TCPConn, which then closes itself, unless somebody still uses it. If that takes longer than Close would wait, the
+// connection is closed.
 func (s *socket) dropped() {
 	if !s.shared.Load() { // the kernel counts on where this connection has ended
 		forget(s.cookie)
@@ -101,12 +101,10 @@ func (s *socket) dropped() {
 		return
 	}
 	go func() {
-		s.await()
-		select {
-		case <-idle:
-			s.detachOwn()
-		case <-time.After(s.cfg.CloseTimeout):
+		if s.awaitRelease(idle, s.grace()) != "" {
 			_ = s.close()
+			return
 		}
+		s.detachOwn()
 	}()
 }
