@@ -48,11 +48,16 @@ func renewLimits(now time.Duration) *limits {
 	return l
 }
 
-// A tally counts what the kernel charges to RLIMIT_MEMLOCK for what is in flight, and remembers how much it let be charged
-// when it last refused. The limit is one for all processes of a user, and the kernel tells nobody what the others have.
+// A tally counts what is in flight: what closed connections hold, and what the kernel charges to RLIMIT_MEMLOCK. It
+// remembers how much the kernel let be charged when it last refused. The limit is one for all processes of a user, and the
+// kernel tells nobody what the others have.
 type tally struct {
-	pinned  atomic.Int64
-	refused bound
+	pinned    atomic.Int64
+	refused   bound
+	lingering struct {
+		conns, bytes atomic.Int64
+		resets       atomic.Uint64
+	}
 }
 
 // inProcess is the tally of all connections.

@@ -3,32 +3,43 @@ package zcnet
 import (
 	"fmt"
 	"log/slog"
+	"net"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // After close(2) the kernel goes on sending from memory in flight, and no
-// goroutine can read any more when it has finished. So Close keeps a second
-// descriptor of the socket until the last completion has come.
+// goroutine can read any more when it has finished. So Close keeps the socket
+// open until the last completion has come: by a second descriptor or, where
+// there is none to be had, by a call that does not return.
 
 // A lingering close is a connection that was closed with memory in flight. One
 // goroutine, run, owns it.
 type lingeringClose struct {
-	duplicate
+	keeper
 	s       *socket
 	option  unix.Linger   // SO_LINGER of the connection
 	idle    chan struct{} // closed when nothing is in flight any more
-	done    chan struct{} // closed when the second descriptor is
+	done    chan struct{} // closed when the socket is
 	shared  bool          // File has made another owner: the stream is left alone
 	aborted bool          // the connection was reset
+	failed  bool          // the kernel refused to reset it
 	dropped bool          // received bytes were dropped
+}
+
+// A keeper keeps a socket open after its connection has closed its descriptor.
+type keeper interface {
+	// Control calls f with a descriptor of the socket, and fails after Close.
+	Control(f func(fd uintptr)) error
+	Close() error
 }
 
 // control calls f with a descriptor of the socket, before and after Close.
 func (s *socket) control(f func(fd uintptr)) error {
 	if l := s.lingering.Load(); l != nil {
-		return l.raw.Control(f)
+		return l.Control(f)
 	}
 	return s.raw.Control(f)
 }
@@ -45,20 +56,24 @@ func (s *socket) close() error {
 	}
 	l.begin()
 	outside(func() { go l.run() })
-	if !l.shared && l.option.Onoff != 0 && l.option.Linger > 0 {
-		linger := newTimer(time.Duration(l.option.Linger) * time.Second)
-		defer linger.Stop()
-		select {
-		case <-l.done:
-		case <-linger.C:
+	if l.shared || l.option.Onoff == 0 || l.option.Linger <= 0 {
+		return err
+	}
+	linger := newTimer(time.Duration(l.option.Linger) * time.Second)
+	defer linger.Stop()
+	select {
+	case <-l.done:
+		if failure := s.ledger().failure(); failure != nil {
+			return s.opError("close", failure)
 		}
+	case <-linger.C:
 	}
 	return err
 }
 
 // closeDescriptor closes the connection's own descriptor, and returns the
 // lingering close that is to go on, if memory is in flight. A second Close must
-// not come in between: it would close what is about to be duplicated.
+// not come in between: it would close what is about to be kept.
 func (s *socket) closeDescriptor() (*lingeringClose, error) {
 	s.closeMu.Lock()
 	defer s.closeMu.Unlock()
@@ -70,11 +85,14 @@ func (s *socket) closeDescriptor() (*lingeringClose, error) {
 		}
 		return nil, s.kernel.close()
 	}
-	l, err := s.linger(idle)
-	if err != nil {
-		return nil, s.closeUnheld(err)
+	l := s.linger(idle)
+	if l == nil { // it was closed behind the library's back
+		s.detach(noDescriptor)
+		err := s.kernel.close()
+		s.abandon()
+		return nil, err
 	}
-	return l, s.kernel.close()
+	return l, s.closeOwn()
 }
 
 // detachOwn takes the connection's own descriptor from the poller.
@@ -87,75 +105,155 @@ func (s *socket) detachOwn() {
 // noDescriptor is the number of no descriptor.
 const noDescriptor = ^uintptr(0)
 
-// linger makes the second descriptor, and takes the first from the poller.
-func (s *socket) linger(idle chan struct{}) (l *lingeringClose, err error) {
-	l = &lingeringClose{s: s, idle: idle, done: newSignal(), shared: s.shared.Load()}
-	if ctlErr := s.raw.Control(func(fd uintptr) {
-		if l.duplicate, l.option, err = s.kernel.duplicate(fd); err == nil {
+// linger has the socket stay open, and the poller leave the connection's own
+// descriptor. It returns nil if that is closed already.
+func (s *socket) linger(idle chan struct{}) *lingeringClose {
+	l := &lingeringClose{s: s, idle: idle, done: newSignal(), shared: s.shared.Load()}
+	var err error
+	if s.raw.Control(func(fd uintptr) {
+		l.option = s.kernel.linger(fd)
+		if l.keeper, err = s.kernel.duplicate(fd); err == nil {
 			s.detach(fd)
 		}
-	}); ctlErr != nil {
-		return nil, cause(ctlErr)
+	}) != nil {
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		s.log(slog.LevelDebug, "there is no second descriptor: Close keeps the first", "error", err)
+		h := s.hold()
+		if h == nil {
+			return nil
+		}
+		l.keeper = h
+		s.detach(h.fd)
 	}
 	s.lingering.Store(l)
-	return l, nil
+	inProcess.lingering.conns.Add(1)
+	return l
 }
 
-// begin ends the stream as close(2) would have, or resets the connection. Of a
-// socket with another owner close(2) does neither, whatever its SO_LINGER says.
+// A heldDescriptor is the connection's own. A call of RawConn.Control that has
+// not returned keeps it open, beyond the Close of the *net.TCPConn.
+type heldDescriptor struct {
+	fd     uintptr
+	mu     sync.RWMutex
+	closed chan struct{} // ends the call
+	gone   bool
+}
+
+// hold returns nil if the descriptor is closed already.
+func (s *socket) hold() *heldDescriptor {
+	h := &heldDescriptor{closed: newSignal()}
+	held := unbubbled(func() chan bool { return make(chan bool, 2) })
+	outside(func() {
+		go func() {
+			held <- s.raw.Control(func(fd uintptr) {
+				h.fd = fd
+				held <- true
+				<-h.closed
+			}) == nil
+		}()
+	})
+	if !<-held {
+		return nil
+	}
+	return h
+}
+
+func (h *heldDescriptor) Control(f func(fd uintptr)) error {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if h.gone {
+		return net.ErrClosed
+	}
+	f(h.fd)
+	return nil
+}
+
+func (h *heldDescriptor) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.gone = true
+	close(h.closed)
+	return nil
+}
+
+// closeOwn closes the connection's own descriptor, and waits until the calls
+// that are at work on it have left the kernel: they would be disturbed by what
+// begin does. Some take long or never return, as a Read of a descriptor in
+// blocking mode and the call of hold: it does not wait for those.
+func (s *socket) closeOwn() error {
+	closed := unbubbled(func() chan error { return make(chan error, 1) })
+	outside(func() { go func() { closed <- s.kernel.close() }() })
+	for {
+		timer := newTimer(callsEnd)
+		select {
+		case err := <-closed:
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+		if s.raw.Control(func(uintptr) {}) != nil { // no further call can begin
+			return nil
+		}
+	}
+}
+
+// callsEnd is how long a call that does not block may take.
+const callsEnd = 10 * time.Millisecond
+
+// begin ends the stream as close(2) would have, or resets the connection, which
+// SetLinger(0) asks for. Of a socket with another owner close(2) does neither.
 func (l *lingeringClose) begin() {
-	if l.shared {
-		_ = l.s.attach() // if it fails, run reads the completions at the timeout
+	_ = l.s.attach() // without the poller run reads the completions
+	switch {
+	case l.shared:
+		return
+	case l.option.Onoff != 0 && l.option.Linger == 0:
+		l.abort("reset by Close")
 		return
 	}
-	if err := l.s.attach(); err != nil || l.resets() {
-		l.abort("reset by Close") // without events: have the completions come now
-		return
-	}
-	_ = l.raw.Control(func(fd uintptr) { l.dropped = l.s.kernel.endStream(fd) })
+	_ = l.Control(func(fd uintptr) { l.dropped = l.s.kernel.endStream(fd) })
 }
 
-// run waits for the last completion, and closes the second descriptor.
+// run waits for the last completion, and closes the socket.
 func (l *lingeringClose) run() {
-	s, timeout := l.s, l.s.cfg.CloseTimeout
-	defer close(l.done)
-	deadline := time.NewTimer(timeout)
-	defer deadline.Stop()
-	s.askKernel()
-	released := l.awaitRelease(deadline.C)
-	if !released && !l.aborted && !l.shared {
-		l.abort(fmt.Sprintf("reset %v after Close", timeout))
-		deadline.Reset(timeout)
-		released = l.awaitRelease(deadline.C)
+	s := l.s
+	defer l.end()
+	why := ""
+	if !l.aborted {
+		if why = s.awaitRelease(l.idle, l.firstGrace()); why != "" && !l.shared {
+			l.cut(why)
+		}
 	}
-	if !released {
-		s.reap()
+	if l.aborted {
+		why = s.awaitRelease(l.idle, l.lastGrace())
+	}
+	if why != "" {
 		s.abandon()
 	}
 	if l.dropped && !l.aborted {
-		l.resetWhenAcknowledged(deadline.C)
+		l.awaitEndOfStream()
 	}
-	_ = l.raw.Control(s.detach)
-	_ = l.file.Close()
+	if l.dropped || l.failed {
+		_ = l.Control(s.kernel.resetAtClose)
+	}
 }
 
-// resets reports whether Close is to reset the connection at once, which
-// SetLinger(0) asks for.
-func (l *lingeringClose) resets() bool { return l.option.Onoff != 0 && l.option.Linger == 0 }
+// end closes the socket.
+func (l *lingeringClose) end() {
+	_ = l.Control(l.s.detach)
+	_ = l.Close()
+	inProcess.lingering.conns.Add(-1)
+	close(l.done)
+}
 
-// awaitRelease waits until nothing is in flight, and reports whether that was so
-// before the timeout.
-func (l *lingeringClose) awaitRelease(timeout <-chan time.Time) bool {
-	l.s.reap()
-	select {
-	case <-l.idle:
-		return true
-	case <-timeout:
-		return false
-	}
+// cut gives the peer up.
+func (l *lingeringClose) cut(why string) {
+	lent, _ := l.s.ledger().inFlight()
+	l.s.log(slog.LevelWarn, "a closed connection is reset with data unsent", "why", why, "bytes", lent)
+	inProcess.lingering.resets.Add(1)
+	l.abort(why)
 }
 
 // abort resets the connection, which purges the queues of the socket and so
@@ -164,44 +262,156 @@ func (l *lingeringClose) abort(why string) {
 	s := l.s
 	l.aborted = true
 	s.ledger().fail(fmt.Errorf("%w: %s", ErrConnFailed, why))
-	_ = l.raw.Control(func(fd uintptr) {
+	_ = l.Control(func(fd uintptr) {
 		if err := s.kernel.disconnect(fd); err != nil {
-			s.log(slog.LevelWarn, "could not reset a closed connection", "error", err)
+			l.failed = true
+			s.log(slog.LevelWarn, "a closed connection cannot be reset at once: it is left to time out", "error", err)
 		}
 	})
 }
 
-// resetWhenAcknowledged prepares a connection of which received bytes were
-// dropped for its end: a reset, as close(2) with unread bytes makes one at once.
-// Without it a peer that is blocked in Write, our window having been full, would
-// probe it for minutes: after shutdown(2) nothing opens the window
-// (__tcp_cleanup_rbuf in net/ipv4/tcp.c). But the reset would overtake the end
-// of the stream, so first the peer has to acknowledge that.
-func (l *lingeringClose) resetWhenAcknowledged(timeout <-chan time.Time) {
-	poll := time.NewTicker(acknowledgedEvery)
-	defer poll.Stop()
-	for {
-		acknowledged := true
-		_ = l.raw.Control(func(fd uintptr) {
-			if acknowledged = l.s.kernel.acknowledged(fd); acknowledged {
-				l.s.kernel.resetAtClose(fd)
-			}
-		})
-		if acknowledged {
-			return
-		}
-		select {
-		case <-poll.C:
-		case <-timeout:
-			_ = l.raw.Control(l.s.kernel.resetAtClose)
-			return
-		}
+// awaitEndOfStream waits, on a connection of which received bytes were dropped,
+// until the peer has acknowledged the end of the stream. Then the connection is
+// reset, as close(2) with unread bytes does at once: a peer that is blocked in
+// Write, our window having been full, would probe it for minutes otherwise,
+// because after shutdown(2) nothing opens the window (__tcp_cleanup_rbuf in
+// net/ipv4/tcp.c). But the reset would overtake the end of the stream.
+func (l *lingeringClose) awaitEndOfStream() {
+	v := l.s.newVigil(l.s.grace())
+	for d := firstLook; v.left > 0 && v.look() == ""; d = min(2*d, lookEvery) {
+		pause(d, nil)
 	}
 }
 
-// acknowledgedEvery is the time between two looks whether the end of the stream
-// has been acknowledged, which no event tells.
-const acknowledgedEvery = 10 * time.Millisecond
+// grace is how long a connection that is to be closed waits for its peer.
+type grace struct {
+	whole time.Duration // whatever happens
+	stall time.Duration // without progress; 0 means as long
+}
+
+func (s *socket) grace() grace { return grace{s.cfg.CloseTimeout, s.cfg.StallTimeout} }
+
+// firstGrace is for what is in flight at Close. Where it cannot be reset, to give
+// up early would free nothing.
+func (l *lingeringClose) firstGrace() grace {
+	if l.shared {
+		return grace{whole: l.s.cfg.CloseTimeout}
+	}
+	return l.s.grace()
+}
+
+// lastGrace is for what a reset leaves in flight. A connection that could not
+// be reset ends at the next tick of its retransmission or probe timer, which
+// comes after TCP_RTO_MAX at the latest (include/net/tcp.h).
+func (l *lingeringClose) lastGrace() grace {
+	p := grace{whole: l.s.cfg.CloseTimeout}
+	if l.failed {
+		const rtoMax = 2 * time.Minute
+		p.whole = max(p.whole, rtoMax+10*time.Second)
+	}
+	return p
+}
+
+const (
+	// lookEvery is the time between two looks at a connection that waits for its
+	// peer. Progress makes no event that could be waited for.
+	lookEvery = 250 * time.Millisecond
+	firstLook = 10 * time.Millisecond
+	// wantedStall is how long a connection that holds memory for which a
+	// goroutine waits may be without progress if its peer's window is closed, and
+	// wantedLost if packets are on their way: TCP sends again after 200, 600 and
+	// 1400 ms (TCP_RTO_MIN in include/net/tcp.h) what the network has lost.
+	wantedStall = 500 * time.Millisecond
+	wantedLost  = 2 * time.Second
+	// stallTrips is how many round trips a stall takes at least.
+	stallTrips = 4
+)
+
+// awaitRelease waits until nothing is in flight any more. It returns why it gave
+// up, or "" if it did not.
+func (s *socket) awaitRelease(idle <-chan struct{}, p grace) (why string) {
+	for v := s.newVigil(p); why == ""; why = v.look() {
+		s.reap() // here, too, in case the poller cannot be had
+		s.askKernel()
+		if pause(min(lookEvery, v.end-v.last), idle) {
+			return ""
+		}
+	}
+	return why
+}
+
+// pause waits for d, or until ended is closed, and reports whether it is.
+func pause(d time.Duration, ended <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// A vigil finds out whether a connection makes progress: whether its peer
+// acknowledges what was sent, or memory comes back.
+type vigil struct {
+	s       *socket
+	p       grace
+	end     time.Duration // by clock, as all times here
+	last    time.Duration // the last look
+	stalled time.Duration // how long there has been no progress
+	backlog               // at the last look
+	lent    int64         // bytes in flight at the last look
+}
+
+func (s *socket) newVigil(p grace) *vigil {
+	v := &vigil{s: s, p: p, last: clock()}
+	v.end = v.last + p.whole
+	v.measure()
+	return v
+}
+
+// A backlog is what the peer has not acknowledged of what was sent.
+type backlog struct {
+	left   int           // bytes, the end of the stream included; 0 if the peer never will
+	flying bool          // packets are on their way; if none are, the peer's window is closed
+	rtt    time.Duration // of a round trip, smoothed
+}
+
+// measure takes note of how much there is to wait for.
+func (v *vigil) measure() {
+	_ = v.s.control(func(fd uintptr) { v.backlog = v.s.kernel.backlog(fd) })
+	v.lent, _ = v.s.ledger().inFlight()
+}
+
+// wantedStall is how long v may be without progress while a goroutine waits.
+func (v *vigil) wantedStall() time.Duration {
+	if v.flying {
+		return wantedLost
+	}
+	return wantedStall
+}
+
+// look returns why it is of no use to wait any longer, or "".
+func (v *vigil) look() (why string) {
+	left, lent, now := v.left, v.lent, clock()
+	v.measure()
+	v.stalled += min(now-v.last, 2*lookEvery) // a process that was stopped has missed its peer's progress
+	v.last = now
+	if v.left != left || v.lent != lent {
+		v.stalled = 0
+	}
+	stalled := v.p.stall > 0 && v.left > 0 // what a device holds no reset frees
+	switch {
+	case now >= v.end:
+		return fmt.Sprintf("reset %v after Close", v.p.whole)
+	case stalled && v.stalled >= max(v.p.stall, stallTrips*v.rtt):
+		return fmt.Sprintf("reset after Close, because the peer has acknowledged nothing for %v", v.stalled.Round(time.Millisecond))
+	case stalled && v.stalled >= max(v.wantedStall(), stallTrips*v.rtt) && v.s.ledger().wanted():
+		return fmt.Sprintf("reset after Close, because Pool.Get waits for its memory and the peer has acknowledged nothing for %v", v.stalled.Round(time.Millisecond))
+	}
+	return ""
+}
 
 // abandon resolves what is in flight as unproven, and says so.
 func (s *socket) abandon() {
@@ -219,27 +429,4 @@ func (s *socket) controlFailed() {
 	}
 	s.detach(noDescriptor)
 	s.abandon()
-}
-
-// closeUnheld closes a connection whose descriptor could not be held, for want
-// of another. A reset frees all but what a device holds, but no completion will
-// tell of that. Where there is another owner it would be its stream's, too.
-func (s *socket) closeUnheld(why error) error {
-	s.log(slog.LevelWarn, "closing with memory in flight", "error", why)
-	shared := s.shared.Load()
-	if !shared {
-		s.ledger().fail(fmt.Errorf("%w: reset by Close: %v", ErrConnFailed, why))
-	}
-	if s.raw.Control(func(fd uintptr) {
-		if !shared {
-			_ = s.kernel.disconnect(fd)
-		}
-		s.drain(fd)
-		s.detach(fd)
-	}) != nil {
-		s.detach(noDescriptor)
-	}
-	err := s.kernel.close()
-	s.abandon()
-	return err
 }

@@ -28,8 +28,15 @@ type Config struct {
 	MaxInFlight int64
 
 	// CloseTimeout is how long Close goes on, in the background, to deliver what is in flight before it resets the
-	// connection; after [Conn.File], before it gives up the memory. 0 means DefaultCloseTimeout.
+	// connection, if the peer takes it, however slowly; after [Conn.File], before it gives up the memory. 0 means
+	// DefaultCloseTimeout.
 	CloseTimeout time.Duration
+
+	// StallTimeout is how long, within CloseTimeout, Close waits for a peer that takes nothing: it has not acknowledged
+	// a byte, because it does not read or is gone. 0 means DefaultStallTimeout; a StallTimeout of CloseTimeout or more has
+	// no effect. While a goroutine waits in [Pool.Get] for memory that the closed connection holds, a peer has at most half
+	// a second if its window is closed, and two if packets to it are on their way. It always has four round trips.
+	StallTimeout time.Duration
 
 	// UserTimeout bounds how long lent memory waits for a peer that acknowledges
 	// nothing: one that has vanished, or does not read. When bytes have waited
@@ -67,10 +74,9 @@ type Config struct {
 	// ErrorQueue is called with each message of the socket's error queue that is
 	// not a zero-copy completion, such as a transmit timestamp (SO_TIMESTAMPING)
 	// or an ICMP error (IP_RECVERR), in the order of the queue, and never twice
-	// at a time for one connection. It is called by the goroutine that reads the
-	// queue: the library's poller, which serves all connections, one inside a
-	// write, Wait, Done, Ready, Flush or Close of this one, or one that waits in
-	// Pool.Get. It must not block.
+	// at a time for one connection. A goroutine of the library calls it, for which
+	// nothing waits: it may block, and call Close, but meanwhile further messages of
+	// the connection pile up in memory.
 	//
 	// The library reads the error queue of a connection from its first zero-copy
 	// send on; no other code may. With ErrorQueue it does so until Close. Without
@@ -100,6 +106,9 @@ const (
 	DefaultThreshold = 64 << 10
 	// DefaultCloseTimeout lets a slow receiver empty a full send buffer.
 	DefaultCloseTimeout = time.Minute
+	// DefaultStallTimeout lets TCP send again a few times, a little later each
+	// time, what the network has lost.
+	DefaultStallTimeout = 5 * time.Second
 )
 
 // defaultConfig is that of all connections that are wrapped without one.
@@ -127,6 +136,9 @@ func (full Config) fill() *Config {
 	}
 	if full.patience <= 0 {
 		full.patience = completionTimeout
+	}
+	if full.StallTimeout <= 0 {
+		full.StallTimeout = DefaultStallTimeout
 	}
 	full.insist = full.insist || full.Guard
 	return &full
@@ -305,8 +317,8 @@ var (
 //   - The library reads the socket's error queue; see Config.ErrorQueue.
 //   - SyscallConn returns a raw connection whose Read survives completions; see [Conn.SyscallConn].
 //   - After File the connection copies, and its Close leaves the stream to the other owner; see [Conn.File].
-//   - A Conn that is dropped without Close lives on until nothing is in flight, and is closed after Config.CloseTimeout at
-//     the latest; see [LogDropped].
+//   - A Conn that is dropped without Close lives on until nothing is in flight, and is closed after Config.CloseTimeout, or
+//     Config.StallTimeout without progress, at the latest; see [LogDropped].
 //   - io.Copy from a Conn splices as a whole. Through an io.LimitReader, as io.CopyN uses, it copies.
 //
 // # Code that asks for a *net.TCPConn
@@ -364,9 +376,10 @@ type socket struct {
 	refused atomic.Pointer[error] // why flagged calls do not work here after all; nil if they do
 	watch   watch                 // who reads the error queue, and who waits for data
 	stall   stall
-	calls   int   // flagged calls since the writer last read the error queue; the writer's
-	invalid int   // flagged calls that failed where Write may not; the writer's
-	enobufs bound // notifications in flight, by net.core.optmem_max
+	resumes atomic.Int64 // when flagged calls may be made again, by clock; 0 if at once
+	calls   int          // flagged calls since the writer last read the error queue; the writer's
+	invalid int          // flagged calls that failed where Write may not; the writer's
+	enobufs bound        // notifications in flight, by net.core.optmem_max
 
 	readMu    sync.Mutex                     // one Read of any kind at a time, as the runtime has it
 	drainMu   sync.Mutex                     // one goroutine reads the error queue at a time
@@ -454,6 +467,30 @@ var (
 		"a sandbox stands in for the kernel, or another program has cleared the option or reads the socket's error queue")
 )
 
+// plainFor is how long a connection makes no flagged call after one whose
+// completion could not be waited for.
+const plainFor = time.Second
+
+// postpone turns flagged calls off for a while.
+func (s *socket) postpone(now time.Duration, err error) {
+	if s.resumes.Swap(int64(now+plainFor)) == 0 {
+		s.log(slog.LevelWarn, "zero-copy sends turned off until completions can be waited for", "error", err)
+	}
+}
+
+// resume takes that back, once a completion is waited for again.
+func (s *socket) resume() {
+	if s.resumes.Load() != 0 {
+		s.resumes.Store(0)
+	}
+}
+
+// postponed reports whether flagged calls are off.
+func (s *socket) postponed(now time.Duration) bool {
+	until := s.resumes.Load()
+	return until != 0 && now < time.Duration(until)
+}
+
 func (s *socket) log(level slog.Level, msg string, args ...any) {
 	if s.cfg.Logger != nil {
 		s.cfg.Logger.Log(context.Background(), level, "zcnet: "+msg, append(args, "local", s.tc.LocalAddr(), "remote", s.tc.RemoteAddr())...)
@@ -483,15 +520,22 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // net.ErrClosed.
 //
 // If memory is in flight the socket lives on in the background until its completions have come: the queued bytes and
-// the end of the stream are delivered, and tickets, Wait and Flush go on working. After Config.CloseTimeout the
-// connection is reset, which makes the kernel give the memory up; tickets then report [ErrConnFailed]. What a device
-// still holds after as long again is given up for lost: tickets report [ErrReleaseUnproven], Stats says how many
-// bytes, and the memory is never used again.
+// the end of the stream are delivered, and tickets, Wait and Flush go on working. A peer that takes nothing for
+// Config.StallTimeout, or not everything within Config.CloseTimeout, loses the rest: the connection is reset, which
+// makes the kernel give the memory up, and tickets report [ErrConnFailed]. What a device still holds after another
+// CloseTimeout at the latest is given up for lost: tickets report [ErrReleaseUnproven], Stats says how many bytes, and
+// the memory is never used again. Stats counts the closed connections of the process that hold memory, how much, and
+// those that had to be reset; Logger hears of each of them.
+//
+// Close needs no descriptor to spare: at the limit of the process it keeps the connection's own in use for as long. Where
+// connect(2), by which the library resets, is forbidden, as by a seccomp filter, the connection times out instead, which
+// takes up to two minutes.
 //
 // SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for what is
-// in flight. A peer that sends more after Close makes its kernel's and ours reset the connection, as ever. Unlike
-// *net.TCPConn's, this Close delivers what is in flight before it resets a connection of which received bytes were left
-// unread. After [Conn.File] it leaves the stream alone.
+// in flight, and returns an error that matches [ErrConnFailed] if the connection has failed meanwhile. A peer that sends
+// more after Close makes its kernel's and ours reset the connection, as ever. Unlike *net.TCPConn's, this Close delivers
+// what is in flight before it resets a connection of which received bytes were left unread. After [Conn.File] it leaves the
+// stream alone.
 func (c *Conn) Close() error {
 	defer runtime.KeepAlive(c) // or it would count as dropped meanwhile
 	return c.s.close()

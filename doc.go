@@ -20,8 +20,8 @@
 //  2. From WritePinned until its [Ticket] is done the memory is lent to the kernel: read it, do not write it. (Whoever
 //     accepts that either version travels may write to memory of Pin, as live migration does.)
 //  3. Memory in flight is never unmapped or collected, whatever the caller drops or releases.
-//  4. [Conn.Close] keeps the contract: it returns at once, and the descriptor is held in the background until the
-//     kernel has given the memory back. Memory whose release is never proven is never used again.
+//  4. [Conn.Close] keeps the contract: it returns at once, and the socket is kept in the background until the kernel
+//     has given the memory back. Memory whose release is never proven is never used again.
 //
 // Whoever breaks the second rule corrupts data in silence, unless Config.Guard is set. Then
 //

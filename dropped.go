@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"runtime"
 	"sync/atomic"
-	"time"
 	"weak"
 )
 
@@ -91,7 +90,8 @@ func (p *Pool) watchSelf() {
 }
 
 // dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
-// *net.TCPConn, which then closes itself, unless somebody still uses it; after CloseTimeout the connection is closed.
+// *net.TCPConn, which then closes itself, unless somebody still uses it. If that takes longer than Close would wait, the
+// connection is closed.
 func (s *socket) dropped() {
 	if s.ledger().isClosed() {
 		return
@@ -107,10 +107,9 @@ func (s *socket) dropped() {
 		return
 	}
 	s.await()
-	select {
-	case <-idle:
-		s.detachOwn()
-	case <-time.After(s.cfg.CloseTimeout):
+	if s.awaitRelease(idle, s.grace()) != "" {
 		_ = s.close()
+		return
 	}
+	s.detachOwn()
 }

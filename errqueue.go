@@ -15,7 +15,7 @@ type ErrorQueueMessage struct {
 	Flags   int    // MSG_TRUNC and MSG_CTRUNC say that Data or Control was cut
 }
 
-// foreignQueue keeps messages for Config.ErrorQueue until a goroutine can call it without holding a lock.
+// foreignQueue keeps messages for Config.ErrorQueue until a goroutine can call it for which nothing waits.
 type foreignQueue struct {
 	mu         sync.Mutex
 	pending    []ErrorQueueMessage
@@ -28,14 +28,20 @@ func (q *foreignQueue) add(m ErrorQueueMessage) {
 	q.pending = append(q.pending, m)
 }
 
-// deliver calls hook with each message in order. While one goroutine does so, others leave theirs to it.
+// start has a goroutine deliver what there is, unless one is at it.
+func (q *foreignQueue) start(c *net.TCPConn, hook func(*net.TCPConn, ErrorQueueMessage)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.pending) > 0 && !q.delivering {
+		q.delivering = true
+		go q.deliver(c, hook)
+	}
+}
+
+// deliver calls hook with each message in order, until there is none.
 func (q *foreignQueue) deliver(c *net.TCPConn, hook func(*net.TCPConn, ErrorQueueMessage)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.delivering {
-		return
-	}
-	q.delivering = true
 	defer func() { q.delivering = false }()
 	for len(q.pending) > 0 {
 		m := q.pending[0]
@@ -51,9 +57,9 @@ func (q *foreignQueue) call(c *net.TCPConn, hook func(*net.TCPConn, ErrorQueueMe
 	hook(c, m)
 }
 
-// deliver hands foreign messages on. The caller holds no lock, the descriptor's write lock included.
+// deliver hands foreign messages on.
 func (s *socket) deliver() {
 	if s.cfg.ErrorQueue != nil {
-		s.foreign.deliver(s.tc, s.cfg.ErrorQueue)
+		s.foreign.start(s.tc, s.cfg.ErrorQueue)
 	}
 }

@@ -31,7 +31,7 @@ type stateful struct {
 	open     map[uintptr]bool // descriptors
 	closing  map[uintptr]bool // those that are not to be used any more
 	users    map[uintptr]int  // calls on them
-	linger   unix.Linger
+	lingers  unix.Linger
 	ended    bool // shut down for writing
 	sndbuf   int
 	used     int        // bytes not acknowledged

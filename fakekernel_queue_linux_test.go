@@ -3,6 +3,7 @@ package zcnet
 import (
 	"bytes"
 	"slices"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -387,16 +388,22 @@ func (k *fakeKernel) tick(f func(*socket)) bool {
 
 // What Close asks for.
 
-func (k *fakeKernel) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error) {
+func (k *fakeKernel) linger(fd uintptr) unix.Linger {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.check(fd, "getsockopt")
+	return k.lingers
+}
+
+func (k *fakeKernel) duplicate(fd uintptr) (keeper, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.check(fd, "dup")
 	if k.fault() != faultNone {
-		return d, linger, unix.EMFILE
+		return nil, unix.EMFILE
 	}
 	k.open[dupFD] = true
-	raw := fakeRaw{k, dupFD}
-	return duplicate{raw, raw}, k.linger, nil
+	return fakeRaw{k, dupFD}, nil
 }
 
 // endStream drops something always, so that the end of the stream must be acknowledged before the connection is reset.
@@ -409,14 +416,21 @@ func (k *fakeKernel) endStream(fd uintptr) (dropped bool) {
 	return true
 }
 
-// acknowledged is false when it is asked for the first time.
-func (k *fakeKernel) acknowledged(fd uintptr) bool {
+// backlog counts the end of the stream as unacknowledged when it is first asked.
+func (k *fakeKernel) backlog(fd uintptr) (b backlog) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.check(fd, "ioctl")
-	asked := k.asked
+	k.settleReset()
+	if k.dead {
+		return backlog{}
+	}
+	b = backlog{left: k.used, rtt: time.Millisecond, flying: len(k.segments) > 0 && k.segments[0].transmitted}
+	if !k.asked {
+		b.left++
+	}
 	k.asked = true
-	return asked
+	return b
 }
 
 func (k *fakeKernel) resetAtClose(fd uintptr) {

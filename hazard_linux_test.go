@@ -791,10 +791,11 @@ func TestMaxInFlightLetsALargeWritePass(t *testing.T) {
 
 // children are the parts of tests that need a process of their own, by name. What one prints is its failure.
 var children = map[string]func() error{
-	"memlock": memlockChild,
-	"nofile":  nofileChild,
-	"discard": discardChild,
-	"verify":  verifyChild,
+	"memlock":   memlockChild,
+	"nofile":    nofileChild,
+	"noconnect": noconnectChild,
+	"discard":   discardChild,
+	"verify":    verifyChild,
 }
 
 const childEnv = "ZCNET_TEST_CHILD"
@@ -917,49 +918,6 @@ func sendUnderMemlock(ctx context.Context, limit uint64, known bool) error {
 		return fmt.Errorf("the copying was not counted: %+v", s)
 	case limit > smallestCall && s.Sends == 0:
 		return fmt.Errorf("no smaller call was tried: %+v", s)
-	}
-	return nil
-}
-
-func TestCloseWithoutADescriptorToSpare(t *testing.T) { runChild(t, "nofile") }
-
-// nofileChild closes with memory in flight when no second descriptor can be had: the connection is reset, and what
-// the reset released is proven.
-func nofileChild() error {
-	near, far, err := childPair(insist)
-	if err != nil {
-		return err
-	}
-	defer far.Close()
-	data := noise(16<<20, 1)
-	if err := near.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
-		return err
-	}
-	ticket, err := near.WritePinned(Pin(data))
-	if !errors.Is(err, os.ErrDeadlineExceeded) || ticket.Ready() {
-		return fmt.Errorf("the write: %v, ready %v; want a timeout with bytes in flight", err, ticket.Ready())
-	}
-	fd, err := unix.Dup(1)
-	if err != nil {
-		return err
-	}
-	limit := uint64(fd) // every lower one is in use
-	if err := unix.Close(fd); err != nil {
-		return err
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: 1 << 10}); err != nil {
-		return err
-	}
-	if err := near.Close(); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-	defer cancel()
-	if err := ticket.Wait(ctx); !errors.Is(err, ErrConnFailed) && !errors.Is(err, ErrReleaseUnproven) {
-		return fmt.Errorf("ticket: %v", err)
-	}
-	if _, err := io.Copy(io.Discard, far); !errors.Is(err, syscall.ECONNRESET) {
-		return fmt.Errorf("the peer's read: %v, want a reset", err)
 	}
 	return nil
 }

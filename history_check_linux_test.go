@@ -195,7 +195,7 @@ func (h *history) early() bool { return len(h.k.parked) > 0 }
 // checkWatch is about completions that nobody would ever read.
 func (h *history) checkWatch() {
 	k := h.k
-	closing := k.closing[mainFD] && k.open[mainFD] // a call is in the kernel, and Close goes on when it returns
+	closing := k.closing[mainFD] && k.open[mainFD] && h.closes > 0 // a call is in the kernel, and Close goes on when it returns
 	if len(k.queue) == 0 || !k.joined || closing || k.reports() {
 		return
 	}

@@ -1,6 +1,9 @@
 package zcnet
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // This file holds the histories that have a name: each a situation that the fake kernel is there to bring about. They
 // are where FuzzConn starts from.
@@ -16,6 +19,12 @@ type namedHistory struct {
 func (n namedHistory) bytes() []byte {
 	set := []byte{n.set.start, n.set.buffer, n.set.threshold, n.set.inFlight, n.set.stubborn, n.set.linger}
 	return append(set, n.steps...)
+}
+
+// failedBecause reports whether the connection has failed for a reason.
+func (h *history) failedBecause(why string) bool {
+	err := h.c.s.ledger().failure()
+	return err != nil && strings.Contains(err.Error(), why)
 }
 
 // What the second byte of an instruction says.
@@ -66,7 +75,9 @@ var namedHistories = []namedHistory{
 	{"flagged calls are refused", settings{}, []byte{doFault, byte(faultEOPNOTSUPP), opWrite, oneCall, opWrite, oneCall},
 		func(s Stats, h *history) bool { return s.ZeroCopyRefused && s.Fallbacks.Refused == 2 }},
 	{"the poller cannot be had", settings{}, []byte{doOtherFault, failOther, opWrite, oneCall},
-		func(s Stats, h *history) bool { return s.ZeroCopyRefused && s.Sends == 0 }},
+		func(s Stats, h *history) bool { return s.Fallbacks.Refused == 1 && s.Sends == 0 && !s.ZeroCopyRefused }},
+	{"the poller cannot be had, and then it can", settings{}, []byte{doOtherFault, failOther, opWrite, oneCall, opWrite, oneCall, doSleep, 255, opWrite, oneCall},
+		func(s Stats, h *history) bool { return s.Fallbacks.Refused == 2 && s.Sends == 1 }},
 
 	{"the poller cannot be armed", settings{}, []byte{opWrite, oneCall, doOtherFault, failOther, opWait, 0, doTransmit, all, doAcknowledge, all, doTick, 0},
 		func(s Stats, h *history) bool { return h.k.unarmed && h.waiters[0].returned && !s.ZeroCopyRefused }},
@@ -109,7 +120,21 @@ var namedHistories = []namedHistory{
 	{"closed with memory in flight", settings{}, []byte{opWritePool, oneCall, opClose, 0, doTransmit, all, doRetransmit, 0, doAcknowledge, all, doPoll, 0},
 		func(s Stats, h *history) bool { return !s.ConnectionFailed && h.c.s.lingering.Load() != nil }},
 	{"closed, and the peer never reads", settings{}, []byte{opWrite, oneCall, opClose, 0, doSleep, 255, doSleep, 255, doSleep, 255, doPoll, 0},
-		func(s Stats, h *history) bool { return s.ConnectionFailed && s.UnprovenBytes == 0 }},
+		func(s Stats, h *history) bool {
+			return h.failedBecause("acknowledged nothing for 5") && s.UnprovenBytes == 0
+		}},
+	{"closed, and the peer takes a little at a time", settings{}, []byte{opWrite, oneCall, opWrite, oneCall, opWrite, oneCall, doTransmit, all, opClose, 0,
+		doSleep, 150, doAcknowledge, 0, doPoll, 0, doSleep, 150, doAcknowledge, 0, doPoll, 0, doSleep, 150},
+		func(s Stats, h *history) bool { return !s.ConnectionFailed }},
+	{"closed, and the peer takes too little at a time", settings{}, []byte{opWrite, oneCall, opWrite, oneCall, opWrite, oneCall, doTransmit, all, opClose, 0,
+		doSleep, 200, doAcknowledge, 0, doPoll, 0, doSleep, 200, doAcknowledge, 0, doPoll, 0, doSleep, 150},
+		func(s Stats, h *history) bool { return h.failedBecause("reset 10s after Close") }},
+	{"closed, and the peer takes nothing of memory that is waited for", settings{}, []byte{opWritePool, oneCall, opWritePool, oneCall, opWritePool, oneCall, opClose, 0, opGet, 0, doSleep, 50, doPoll, 0},
+		func(s Stats, h *history) bool { return h.failedBecause("Pool.Get waits") && h.waiters[0].returned }},
+	{"closed, and the peer takes what is before memory that is waited for", settings{}, []byte{opWrite, oneCall, opWrite, oneCall, opWrite, oneCall,
+		opWritePool, oneCall, opWritePool, oneCall, opWritePool, oneCall, doTransmit, all, doTransmit, all, opClose, 0, opGet, 0,
+		doSleep, 20, doAcknowledge, 0, doPoll, 0, doSleep, 20, doAcknowledge, 0, doPoll, 0, doSleep, 20, doAcknowledge, 0, doPoll, 0, doSleep, 20},
+		func(s Stats, h *history) bool { return !s.ConnectionFailed && h.waiters[0].returned }},
 	{"closed, and a device never gives back", settings{stubborn: odd}, []byte{opWritePool, oneCall, doTransmit, all, doHold, 0, opClose, 0},
 		func(s Stats, h *history) bool { return s.UnprovenBytes > 0 }},
 	{"closed under a blocked write", settings{buffer: narrowBuffer}, []byte{opWrite, manyCalls, opWrite, oneCall | other, opFlush, 0, opClose, 0},
@@ -123,10 +148,12 @@ var namedHistories = []namedHistory{
 	{"closed with a linger time", settings{linger: patient}, []byte{opWrite, oneCall, opClose, 0, doAcknowledge, 1, doPoll, 0},
 		func(s Stats, h *history) bool { return !s.ConnectionFailed }},
 	{"closed without another descriptor", settings{}, []byte{opWrite, oneCall, doTransmit, all, doOtherFault, failOther, opClose, 0},
-		func(s Stats, h *history) bool { return h.k.cut && s.ConnectionFailed }},
+		func(s Stats, h *history) bool { return !h.k.cut && !s.ConnectionFailed && !h.k.closing[dupFD] }},
 	{"closed without another descriptor, with a foreign message unread", settings{}, []byte{opWrite, oneCall, doTransmit, all, doMessage, 0, doOtherFault, failOther, opClose, 0},
-		func(s Stats, h *history) bool { return h.k.cut && s.ForeignMessages == 1 }},
-	{"closed without another descriptor, and without a reset", settings{}, []byte{opWrite, oneCall, doTransmit, all, doOtherFault, failOther, doOtherFault, failOther, opClose, 0},
+		func(s Stats, h *history) bool { return !h.k.cut && s.ForeignMessages == 1 }},
+	{"closed without another descriptor, and the peer never reads", settings{}, []byte{opWrite, oneCall, doOtherFault, failOther, opClose, 0, doSleep, 255, doSleep, 255, doPoll, 0},
+		func(s Stats, h *history) bool { return h.k.cut && s.ConnectionFailed && s.UnprovenBytes == 0 }},
+	{"closed without another descriptor, the poller and a reset", settings{linger: abort, stubborn: odd}, []byte{opWrite, oneCall, doTransmit, all, doHold, 0, doOtherFault, failOther, doOtherFault, failOther, doOtherFault, failOther, opClose, 0},
 		func(s Stats, h *history) bool { return h.k.uncut && s.UnprovenBytes > 0 }},
 	{"closed, and the peer closes too", settings{}, []byte{opWrite, oneCall, opClose, 0, doTransmit, all, doHold, 0, doAcknowledge, all, doReset, peerEnds, doPoll, 0},
 		func(s Stats, h *history) bool { return !s.ConnectionFailed }},

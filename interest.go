@@ -38,7 +38,7 @@ package zcnet
 //	tick    the poller, with its tick
 //	reap    a goroutine that has just read the error queue until it was empty
 //	detach  Close, before it closes the descriptor
-//	attach  Close, with the second descriptor that outlives the first
+//	attach  Close, with the descriptor that outlives this
 //
 // Whatever an input of next depends on is registered before the lock is taken
 // under which next is called, and looked at under the lock. So of a waiter and

@@ -92,6 +92,7 @@ func TestInterest(t *testing.T) {
 		{modeIdle, detach, modeDetached, actWake | actRemove},
 		{waiting, detach, modeDetached, actWake | actRemove},
 		{modeDetached, attach, modeIdle, 0},
+		{modeDetached, detach, modeDetached, actWake | actRemove},
 	} {
 		if to, act := tt.from.next(tt.t); to != tt.to || act != tt.act {
 			t.Errorf("%#x after %+v is %#x with actions %#x, want %#x with %#x", tt.from, tt.t, to, act, tt.to, tt.act)

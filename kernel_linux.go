@@ -1,7 +1,6 @@
 package zcnet
 
 import (
-	"io"
 	"os"
 	"syscall"
 	"unsafe"
@@ -30,16 +29,19 @@ type completionKernel interface {
 	setDeferred(s *socket, on bool)
 	remove(fd uintptr, s *socket, added bool)
 
-	// duplicate makes a second descriptor, and returns the socket's SO_LINGER.
-	duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error)
+	// linger returns the socket's SO_LINGER.
+	linger(fd uintptr) unix.Linger
+	// duplicate makes a second descriptor.
+	duplicate(fd uintptr) (keeper, error)
 	// endStream shuts the socket down, has its last close(2) not block, drops what was received, and reports whether there
 	// was anything.
 	endStream(fd uintptr) (dropped bool)
-	// acknowledged reports whether the peer has acknowledged all that was sent, or never will.
-	acknowledged(fd uintptr) bool
+	// backlog returns what the peer has not acknowledged.
+	backlog(fd uintptr) backlog
 	// resetAtClose has the last close(2) of the socket reset the connection.
 	resetAtClose(fd uintptr)
-	// disconnect resets the connection, and purges its queues, while notifications can still be read.
+	// disconnect resets the connection, and purges its queues, while notifications can still be read. If it fails, the
+	// same happens when the socket's next retransmission or probe is due.
 	disconnect(fd uintptr) error
 	// close closes the connection's own descriptor. It waits for writes to leave the kernel.
 	close() error
@@ -47,9 +49,11 @@ type completionKernel interface {
 
 // duplicate is a second descriptor of a socket.
 type duplicate struct {
-	file io.Closer
-	raw  syscall.RawConn
+	*os.File
+	raw syscall.RawConn
 }
+
+func (d duplicate) Control(f func(fd uintptr)) error { return d.raw.Control(f) }
 
 func (system) poll(fd uintptr, p *[1]unix.PollFd) error {
 	p[0] = unix.PollFd{Fd: int32(fd)}
@@ -77,21 +81,26 @@ func (system) disarm(fd uintptr, s *socket)             { thePoller.disarm(int(f
 func (system) setDeferred(s *socket, on bool)           { thePoller.setDeferred(s, on) }
 func (system) remove(fd uintptr, s *socket, added bool) { thePoller.remove(int(fd), s, added) }
 
-func (system) duplicate(fd uintptr) (d duplicate, linger unix.Linger, err error) {
+func (system) linger(fd uintptr) unix.Linger {
+	l, err := unix.GetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER)
+	if err != nil {
+		return unix.Linger{}
+	}
+	return *l
+}
+
+func (system) duplicate(fd uintptr) (keeper, error) {
 	dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return d, linger, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
-	}
-	if l, lingerErr := unix.GetsockoptLinger(dup, unix.SOL_SOCKET, unix.SO_LINGER); lingerErr == nil {
-		linger = *l
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 	}
 	file := os.NewFile(uintptr(dup), "tcp")
 	raw, err := file.SyscallConn()
 	if err != nil {
 		file.Close()
-		return d, linger, err
+		return nil, err
 	}
-	return duplicate{file, raw}, linger, nil
+	return duplicate{file, raw}, nil
 }
 
 func (system) endStream(fd uintptr) (dropped bool) {
@@ -100,12 +109,18 @@ func (system) endStream(fd uintptr) (dropped bool) {
 	return discardReceived(fd)
 }
 
-func (system) acknowledged(fd uintptr) bool { return acknowledged(fd) }
+func (system) backlog(fd uintptr) backlog { return backlogOf(fd) }
 
 func (system) resetAtClose(fd uintptr) {
 	_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 
-func (system) disconnect(fd uintptr) error { return disconnect(fd) }
+func (system) disconnect(fd uintptr) error {
+	err := disconnect(fd)
+	if err != nil {
+		expire(fd)
+	}
+	return err
+}
 
 func (k system) close() error { return k.tc.Close() }

@@ -364,6 +364,9 @@ func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
 func (l *ledger) moveOut(c *claim, bytes int64) {
 	c.out += bytes
 	l.bytesInFlight += bytes
+	if l.closed && l.total != nil {
+		l.total.lingering.bytes.Add(bytes)
+	}
 }
 
 // charge changes what is charged to RLIMIT_MEMLOCK. When all that was in flight
@@ -718,6 +721,9 @@ func (l *ledger) close() (idle chan struct{}, again bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	again, l.closed = l.closed, true
+	if !again && l.total != nil {
+		l.total.lingering.bytes.Add(l.bytesInFlight)
+	}
 	return l.whenIdle(), again
 }
 
@@ -831,6 +837,27 @@ func (l *ledger) snapshot() (n ledgerCounts, failed bool) {
 	n = l.counts
 	n.bytesInFlight = l.bytesInFlight
 	return n, l.failed != nil
+}
+
+// failure returns why the connection has failed, or nil.
+func (l *ledger) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed
+}
+
+// wanted reports whether a goroutine waits for memory that is in flight.
+func (l *ledger) wanted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.claims.len() {
+		// The loan is not touched now: the write has lent it before it had an ID,
+		// and it is given back when no ID is pending and the claim not held.
+		if c := l.claims.at(i); (c.pending > 0 || c.held) && !c.settled && c.loan.wanted() {
+			return true
+		}
+	}
+	return false
 }
 
 func (l *ledger) failuresSoFar() []error {

@@ -157,6 +157,7 @@ func (r *region) release(gen uint32) {
 func (r *region) reclaim(state uint64) {
 	if r.home == nil {
 		r.cleanup.Stop()
+		runtime.KeepAlive(r) // see runtime.Cleanup.Stop
 		unmapMemory(r.mem)
 		return
 	}
@@ -196,6 +197,17 @@ func (ln *loan) pass(to *loan, ps []Pinned) {
 			to.pinner.Pin(&p.b[0])
 		}
 	}
+}
+
+// wanted reports whether a goroutine waits for memory of ln that its holder has
+// released.
+func (ln *loan) wanted() bool {
+	for _, r := range ln.regions {
+		if r.home != nil && r.home.waiting.Load() > 0 && r.state.Load()&regionReleased != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // endGuard ends the guard, if there is one, and adds to the ticket's error what it has found.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 )
 
 // This file is the pool: a fixed number of buffers that come back by themselves.
@@ -20,6 +21,8 @@ type Pool struct {
 	free   chan struct{} // as many as there are free buffers
 
 	closed chan struct{}
+
+	waiting atomic.Int32 // goroutines in Get that wait
 
 	mu    sync.Mutex
 	stack []*region // the free buffers: the last that came back goes first, for it is in the caches
@@ -68,6 +71,9 @@ func (p *Pool) newRegion(mem []byte, alone bool) *region {
 
 // Get returns a buffer, whose content is whatever its last user left. If all are in use it waits until one comes back, or
 // until ctx ends, and then returns ctx.Err(). After Close it returns an error that matches os.ErrClosed.
+//
+// While it waits, connections that were closed with released buffers of p in flight, and whose peers take nothing, are
+// reset without further delay; see Config.StallTimeout.
 func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 	select {
 	case <-p.closed:
@@ -76,6 +82,8 @@ func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 		return p.pop().view(p.size), nil
 	default:
 	}
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
 	defer awaitMemory()()
 	if p.waits != nil {
 		return p.waits.get(ctx, p)

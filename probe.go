@@ -117,6 +117,9 @@ func (r Report) String() string {
 		s := r.Stats
 		line("sent", "%d bytes without copy, %d perhaps copied by the kernel, %d copied by zcnet", s.ZeroCopiedBytes, s.MaybeCopiedBytes, s.CopiedBytes)
 		line("in flight", "%d bytes", s.BytesInFlight)
+		if l := s.Lingering; l.Conns > 0 || l.Resets > 0 {
+			line("lingering", "%d closed connections hold %d bytes; %d had to be reset so far", l.Conns, l.Bytes, l.Resets)
+		}
 	}
 	return b.String()
 }

@@ -60,6 +60,7 @@ func (s *socket) read(b []byte) (n int, err error) {
 func (s *socket) readWith(op string, try func(fd uintptr) (done bool)) error {
 	s.stats.slowReads.Add(1)
 	var ready <-chan struct{}
+	blind := false // there is no event to be had now
 	patience := firstDeadlineCheck
 	for {
 		if s.readDeadlinePassed() {
@@ -72,13 +73,16 @@ func (s *socket) readWith(op string, try func(fd uintptr) (done bool)) error {
 		if done {
 			return nil
 		}
-		if ready != nil {
+		if ready != nil || blind {
 			s.watch.wait(ready, patience)
 			patience = min(2*patience, lastDeadlineCheck)
 		}
 		var err error
-		if ready, err = s.awaitRead(); err != nil {
+		if ready, err = s.awaitRead(); errors.Is(err, net.ErrClosed) {
 			return s.opError(op, err)
+		}
+		if blind = err != nil; blind {
+			patience = firstDeadlineCheck
 		}
 	}
 }
@@ -101,11 +105,14 @@ func (s *socket) readDeadlinePassed() bool {
 }
 
 // wait returns when ready is closed, or when it is time to look again: at the deadline, or after patience if there is
-// none or it is not known. Nothing else tells that the descriptor was closed other than by Close.
+// none or it is not known, or no event. Nothing else tells that the descriptor was closed other than by Close.
 func (w *watch) wait(ready <-chan struct{}, patience time.Duration) {
-	deadline, known := w.readDeadline()
-	if known && deadline != noDeadline {
-		patience = deadline - clock()
+	if deadline, known := w.readDeadline(); known && deadline != noDeadline {
+		left := deadline - clock()
+		if ready == nil {
+			left = min(left, patience)
+		}
+		patience = left
 	}
 	timer := newTimer(patience)
 	defer timer.Stop()

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -115,10 +116,11 @@ func optionMemory(fd uintptr) (bytes int64, ok bool) {
 
 // dead reports whether the connection is in no state any more in which it could send or receive.
 func dead(fd uintptr) bool {
-	const tcpClose = 7 // TCP_CLOSE, include/net/tcp_states.h
 	state, err := unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	return err == nil && state == tcpClose
 }
+
+const tcpClose = 7 // TCP_CLOSE, include/net/tcp_states.h
 
 // discardReceived drops what was received and not read, which would make the last close(2) reset the connection and lose
 // what is still queued (tcp_close in net/ipv4/tcp.c). The caller has shut the socket down for reading, so that there is
@@ -133,11 +135,18 @@ func discardReceived(fd uintptr) (some bool) {
 	}
 }
 
-// acknowledged reports whether the peer has acknowledged all that was sent, or never will: what a reset has cut off stays
+// backlogOf returns what the peer has not acknowledged: nothing if it never will, because what a reset has cut off stays
 // unacknowledged for as long as the socket is open.
-func acknowledged(fd uintptr) bool {
-	left, ok := sendQueue(fd)
-	return !ok || left == 0 || dead(fd)
+func backlogOf(fd uintptr) backlog {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil || info.State == tcpClose {
+		return backlog{}
+	}
+	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	if err != nil {
+		return backlog{}
+	}
+	return backlog{left: left, flying: info.Unacked > 0, rtt: time.Duration(info.Rtt) * time.Microsecond}
 }
 
 // disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can
@@ -149,6 +158,15 @@ func disconnect(fd uintptr) error {
 		return os.NewSyscallError("connect AF_UNSPEC", errno)
 	}
 	return nil
+}
+
+// expire has the connection time out, with the same effect, when its retransmission or probe timer fires next. It is for
+// processes that must not call connect(2), as under a seccomp filter. If the peer has acknowledged nothing for a time, the
+// timer, which backs off, fires within about as long again (tcp_write_timeout and tcp_probe_timer in
+// net/ipv4/tcp_timer.c).
+func expire(fd uintptr) {
+	const ms = 1
+	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms)
 }
 
 // readLimits asks for the limits.

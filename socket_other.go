@@ -51,6 +51,11 @@ func (s *socket) detachOwn()                          {}
 func awaitMemory() (stop func())                      { return func() {} }
 func (s *socket) close() error                        { return s.tc.Close() }
 
+type grace struct{}
+
+func (s *socket) grace() grace                               { return grace{} }
+func (s *socket) awaitRelease(<-chan struct{}, grace) string { return "" }
+
 func probeSystem(r *Report)                { r.System = runtime.GOOS }
 func probeSocket(*Report, syscall.RawConn) {}
 

@@ -48,7 +48,20 @@ type Stats struct {
 	// match the calls that were made, or did not come. No further call is flagged.
 	CompletionsDistrusted bool
 
-	Dropped Dropped // of the whole process
+	Dropped   Dropped   // of the whole process
+	Lingering Lingering // of the whole process
+}
+
+// Lingering is what connections of this process hold that were closed with memory in flight; see [Conn.Close].
+type Lingering struct {
+	Conns  int64  // connections that wait for their peers
+	Bytes  int64  // of memory in flight on closed connections
+	Resets uint64 // connections so far that Close had to reset, and whose data may not have arrived
+}
+
+func lingeringNow() Lingering {
+	n := &inProcess.lingering
+	return Lingering{Conns: n.conns.Load(), Bytes: n.bytes.Load(), Resets: n.resets.Load()}
 }
 
 // ReleaseMean returns how long tickets took to be done, on average.
@@ -138,5 +151,6 @@ func (c *Conn) Stats() Stats {
 		CompletionsDistrusted: s.ledger().distrusted(),
 		ConnectionFailed:      failed,
 		Dropped:               droppedSoFar(),
+		Lingering:             lingeringNow(),
 	}
 }

@@ -302,6 +302,10 @@ func (w *write) plan() {
 func (w *write) planFlagged() {
 	w.flag, w.began = true, clock()
 	w.now = w.began
+	if w.s.postponed(w.now) {
+		w.sendPlainly(reasonRefused)
+		return
+	}
 	w.limits = w.s.kernel.currentLimits(w.now)
 	if !w.s.pathCopies() {
 		return
@@ -422,9 +426,11 @@ func (w *write) sendFlagged(fd uintptr) error {
 	if first {
 		if err := w.s.expectCompletion(fd); err != nil {
 			l.cancel()
-			w.refuse(err)
+			w.s.postpone(w.now, err)
+			w.sendPlainly(reasonRefused)
 			return errUnheard
 		}
+		w.s.resume()
 	}
 	n, err := w.send(fd, msgZeroCopy)
 	if err != nil {
