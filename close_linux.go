@@ -92,7 +92,15 @@ func (s *socket) closeDescriptor() (*lingeringClose, error) {
 		s.abandon()
 		return nil, err
 	}
-	return l, s.closeOwn()
+	return l, l.closeOwn()
+}
+
+// ending reports whether Close has ended the stream, or is about to. A call that
+// it does not wait for may then meet the end of the stream (io.EOF, EPIPE), or
+// received bytes of which others have been dropped.
+func (s *socket) ending() bool {
+	l := s.lingering.Load()
+	return l != nil && !l.shared
 }
 
 // detachOwn takes the connection's own descriptor from the poller.
@@ -182,11 +190,12 @@ func (h *heldDescriptor) Close() error {
 // that are at work on it have left the kernel: they would be disturbed by what
 // begin does. Some take long or never return, as a Read of a descriptor in
 // blocking mode and the call of hold: it does not wait for those.
-func (s *socket) closeOwn() error {
+func (l *lingeringClose) closeOwn() error {
+	s := l.s
 	closed := unbubbled(func() chan error { return make(chan error, 1) })
 	outside(func() { go func() { closed <- s.kernel.close() }() })
 	for {
-		timer := newTimer(callsEnd)
+		timer := newTimer(l.callsEnd())
 		select {
 		case err := <-closed:
 			timer.Stop()
@@ -199,8 +208,14 @@ func (s *socket) closeOwn() error {
 	}
 }
 
-// callsEnd is how long a call that does not block may take.
-const callsEnd = 10 * time.Millisecond
+// callsEnd is how long to wait for calls that do not block. That of hold is waited
+// for in vain.
+func (l *lingeringClose) callsEnd() time.Duration {
+	if _, held := l.keeper.(*heldDescriptor); held {
+		return 10 * time.Millisecond
+	}
+	return 200 * time.Millisecond
+}
 
 // begin ends the stream as close(2) would have, or resets the connection, which
 // SetLinger(0) asks for. Of a socket with another owner close(2) does neither.

@@ -203,8 +203,8 @@ func TestCloseThatWaitsReportsWhatItGaveUp(t *testing.T) {
 	}
 }
 
-// A Read of a descriptor in blocking mode does not return when it is closed.
-func TestCloseTimeoutStartsThoughAReadDoesNotReturn(t *testing.T) {
+// A call on a descriptor in blocking mode does not return when it is closed.
+func TestCloseTimeoutStartsThoughCallsDoNotReturn(t *testing.T) {
 	near, _ := narrowPair(t)
 	cfg := *hourly
 	cfg.CloseTimeout = 50 * time.Millisecond
@@ -212,12 +212,17 @@ func TestCloseTimeoutStartsThoughAReadDoesNotReturn(t *testing.T) {
 	socket := watchDescriptors(t, c)
 	ticket, _ := pendingWrite(t, c, Pin(noise(8<<20, 1)))
 	check(t, c.s.raw.Control(func(fd uintptr) { check(t, unix.SetNonblock(int(fd), false)) }))
-	read := beginCall(func() error { _, err := c.TCPConn.Read(make([]byte, 1)); return err })
+	calls := []pendingCall{
+		beginCall(func() error { _, err := c.Read(make([]byte, 1)); return err }),
+		beginCall(func() error { _, err := c.Write(make([]byte, 8<<20)); return err }),
+	}
 	time.Sleep(20 * time.Millisecond)
 	check(t, beginCall(c.Close).wait(t))
 	wantFailed(t, ticket)
-	if read.wait(t) == nil {
-		t.Error("the Read found something")
+	for _, call := range calls {
+		if err := call.wait(t); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a blocked call: %v, want net.ErrClosed", err)
+		}
 	}
 	wantNothingLeft(t, c, socket)
 }

@@ -408,6 +408,9 @@ func (s *socket) write(b []byte) (n int, err error) {
 	s.plain.begin(len(b))
 	n, err = s.kernel.write(b)
 	s.plain.end(len(b), n)
+	if errors.Is(err, syscall.EPIPE) && s.ending() {
+		err = s.opError("write", net.ErrClosed)
+	}
 	return n, err
 }
 

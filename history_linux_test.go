@@ -623,7 +623,7 @@ func (h *history) settle() {
 	for round := 0; ; round++ {
 		h.assert(round < 1000, "the poller does not come to rest")
 		k.unpark()
-		time.Sleep(2 * callsEnd) // Close goes on
+		time.Sleep(20 * time.Millisecond) // Close goes on without another descriptor
 		k.mu.Lock()
 		k.sends, k.receives, k.others, k.tight, k.deadline = nil, nil, nil, false, time.Time{}
 		k.settleReset()

@@ -18,10 +18,13 @@ func (c *Conn) Read(b []byte) (int, error) {
 	c.s.readMu.Lock()
 	defer c.s.readMu.Unlock()
 	n, err := c.TCPConn.Read(b)
-	if !refused(err) {
-		return n, err
+	if refused(err) {
+		n, err = c.s.read(b)
 	}
-	return c.s.read(b)
+	if c.s.ending() { // what it has met may be the work of Close
+		return 0, c.s.opError("read", net.ErrClosed)
+	}
+	return n, err
 }
 
 // refused reports whether the runtime's poller refused a read before its system call. It does so ("not pollable")

@@ -51,6 +51,8 @@ func (s *socket) detachOwn()                          {}
 func awaitMemory() (stop func())                      { return func() {} }
 func (s *socket) close() error                        { return s.tc.Close() }
 
+func (s *socket) ending() bool { return false }
+
 type grace struct{}
 
 func (s *socket) grace() grace                               { return grace{} }

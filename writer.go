@@ -541,5 +541,9 @@ func (w *progress) failure() error {
 	if w.err == nil {
 		return nil
 	}
-	return &WriteError{Queued: w.queued, Total: w.total, Err: w.s.opError("write", w.err)}
+	err := w.err
+	if err == syscall.EPIPE && w.s.ending() {
+		err = net.ErrClosed
+	}
+	return &WriteError{Queued: w.queued, Total: w.total, Err: w.s.opError("write", err)}
 }
