@@ -385,6 +385,7 @@ type socket struct {
 	drainMu   sync.Mutex                     // one goroutine reads the error queue at a time
 	closeMu   sync.Mutex                     // one Close at a time
 	shared    atomic.Bool                    // File has made another owner of the stream; set under closeMu
+	connected atomic.Bool                    // the kernel tells what is unacknowledged, as it does not before the handshake
 	lingering atomic.Pointer[lingeringClose] // the descriptor that outlives Close while memory is in flight
 }
 

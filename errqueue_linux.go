@@ -134,6 +134,12 @@ func (e *errorQueue) drainAll(s *socket, fd uintptr) (ids uint64) {
 // prove asks what the peer has acknowledged, and reports whether the kernel tells.
 func (s *socket) prove(fd uintptr) bool {
 	l := s.ledger()
+	if !s.connected.Load() {
+		if s.kernel.connecting(fd) { // TCP Fast Open: SIOCOUTQ tells 0 (tcp_ioctl in net/ipv4/tcp.c)
+			return true
+		}
+		s.connected.Store(true)
+	}
 	at := l.mark()
 	unacked, ok := s.kernel.unacknowledged(fd)
 	if !ok {

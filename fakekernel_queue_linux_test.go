@@ -238,6 +238,8 @@ func (k *fakeKernel) lostUnacknowledged(fd uintptr) bool {
 	return k.dead && k.lost > 0
 }
 
+func (*fakeKernel) connecting(uintptr) bool { return false }
+
 func (k *fakeKernel) unacknowledged(fd uintptr) (int64, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -17,6 +17,8 @@ type completionKernel interface {
 	// lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.
 	lostUnacknowledged(fd uintptr) bool
 
+	// connecting reports whether the connection is not established yet. Until then unacknowledged counts nothing.
+	connecting(fd uintptr) bool
 	// unacknowledged returns how many bytes the peer has not acknowledged, those not sent yet included. It reports false if
 	// the kernel does not tell.
 	unacknowledged(fd uintptr) (bytes int64, ok bool)
@@ -71,6 +73,7 @@ func (system) receive(fd uintptr, hdr *unix.Msghdr) (int, error) {
 
 func (system) lostUnacknowledged(fd uintptr) bool { return lostUnacknowledged(fd) }
 
+func (system) connecting(fd uintptr) bool              { return stateOf(fd) == tcpSynSent }
 func (system) unacknowledged(fd uintptr) (int64, bool) { return sendQueue(fd) }
 
 func (system) join(s *socket) error { return thePoller.join(s) }

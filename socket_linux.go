@@ -115,12 +115,22 @@ func optionMemory(fd uintptr) (bytes int64, ok bool) {
 }
 
 // dead reports whether the connection is in no state any more in which it could send or receive.
-func dead(fd uintptr) bool {
-	state, err := unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	return err == nil && state == tcpClose
-}
+func dead(fd uintptr) bool { return stateOf(fd) == tcpClose }
 
-const tcpClose = 7 // TCP_CLOSE, include/net/tcp_states.h
+// include/net/tcp_states.h
+const (
+	tcpSynSent = 2
+	tcpClose   = 7
+)
+
+// stateOf returns the state of the connection, or 0 if the kernel does not tell.
+func stateOf(fd uintptr) byte {
+	state, err := unix.GetsockoptByte(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0
+	}
+	return state
+}
 
 // discardReceived drops what was received and not read, which would make the last close(2) reset the connection and lose
 // what is still queued (tcp_close in net/ipv4/tcp.c). The caller has shut the socket down for reading, so that there is
