@@ -547,7 +547,7 @@ func TestCloseDuringAWriteFreesNothingThatThePeerWaitsFor(t *testing.T) {
 		ticket, err = c.WritePinnedBuffers(append([]Pinned{p}, shortBuffers(8<<20)...))
 		return err
 	})
-	eventually(t, "the write is blocked", func() bool { s := c.Stats(); return s.Sends == 1 && unacknowledged(t, c) > 700<<10 })
+	eventually(t, "the write is blocked", func() bool { s := c.Stats(); return s.Sends > 0 && unacknowledged(t, c) > 700<<10 })
 	time.Sleep(200 * time.Millisecond)
 	check(t, c.Close())
 	if err := <-written; !errors.Is(err, net.ErrClosed) {
@@ -590,7 +590,7 @@ func TestWriteThatIsHeldWhenItReturnsIsDone(t *testing.T) {
 	ticket, written, beside := slowWrite(t, c, head, tail, p, make([]byte, other))
 	_, err := io.CopyN(io.Discard, far, head+int64(p.Len())+256<<10)
 	check(t, err)
-	eventually(t, "the flagged call is complete", func() bool { s := c.Stats(); return s.Sends == 1 && s.IDsInFlight == 0 })
+	eventually(t, "the flagged call is complete", func() bool { s := c.Stats(); return s.Sends > 0 && s.IDsInFlight == 0 })
 	_, err = io.CopyN(io.Discard, far, tail-256<<10+other)
 	check(t, err)
 	check(t, <-written)

@@ -203,6 +203,7 @@ func (l *ledger) commit(c *claim, n int) {
 	}
 	c.hi = l.next
 	c.pending++
+	l.hold(c, false)
 	c.bytes += int64(n)
 	c.end = l.sent + l.plain.most()
 	l.moveOut(c, int64(n))
@@ -384,10 +385,10 @@ func (l *ledger) charge(n int64) {
 // finish puts c on the list of claims to settle if its last ID is complete, its write has returned and its bytes are
 // acknowledged. l.mu is held.
 func (l *ledger) finish(c *claim, finished *claim) *claim {
-	if !c.sealed || c.pending > 0 || c.settled {
+	if c.pending > 0 || c.settled {
 		return finished
 	}
-	if l.hold(c, !l.proven(c)) {
+	if l.hold(c, !l.proven(c)) || !c.sealed {
 		return finished
 	}
 	if c.lo < c.hi { // of a write that queued nothing there is nothing to fail
@@ -754,18 +755,7 @@ func (l *ledger) checkIdle() {
 // busy reports whether an ID is out or may come to be, or bytes are not known to
 // be acknowledged. l.mu is held.
 func (l *ledger) busy() bool {
-	return l.counts.idsInFlight > 0 || l.reserved.open || l.held.Load() > 0 || l.openUnproven()
-}
-
-// openUnproven reports whether a write that has not returned will be held then, as
-// far as is known now. l.mu is held.
-func (l *ledger) openUnproven() bool {
-	n := l.claims.len()
-	if n == 0 {
-		return false
-	}
-	c := l.claims.at(n - 1)
-	return !c.sealed && !c.settled && c.lo < c.hi && !l.proven(c)
+	return l.counts.idsInFlight > 0 || l.reserved.open || l.held.Load() > 0
 }
 
 // inFlight returns how much is out.

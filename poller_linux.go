@@ -29,6 +29,8 @@ type poller struct {
 	tickAt   time.Duration        // by clock: the next tick; 0 if there is no deferred socket
 	checkAt  time.Duration        // by clock: the next check; 0 if nothing is in flight
 	checking atomic.Bool          // a check is due; written with mu held
+	round    []*socket            // those that the check has yet to look at
+	busy     bool                 // it has found one with memory in flight
 }
 
 // tickEvery is the time between two ticks, while there are deferred
@@ -39,6 +41,13 @@ const tickEvery = 50 * time.Millisecond
 // checkEvery is the time between two looks whether connections with memory in
 // flight have made progress.
 const checkEvery = 500 * time.Millisecond
+
+// A check looks at roundPart connections at a time, and lets events be served for
+// roundPause then.
+const (
+	roundPart  = 256
+	roundPause = time.Millisecond
+)
 
 // join makes s, which may be about to send without copying, known to the poller.
 // s.watch.mu is held.
@@ -132,6 +141,9 @@ func (p *poller) setTimer(now time.Duration) {
 	if at == 0 || p.checkAt != 0 && p.checkAt < at {
 		at = p.checkAt
 	}
+	if len(p.round) > 0 {
+		at = now + roundPause
+	}
 	deadline := time.Time{}
 	if at != 0 {
 		deadline = time.Now().Add(at - now)
@@ -161,7 +173,7 @@ func (p *poller) start() error {
 		file.Close()
 		return err
 	}
-	p.file, p.epfd, p.tickAt, p.checkAt = file, epfd, 0, 0
+	p.file, p.epfd, p.tickAt, p.checkAt, p.busy = file, epfd, 0, 0, false
 	p.checking.Store(false)
 	p.sockets, p.deferred = make(map[uint64]*socket), make(map[*socket]struct{})
 	outside(func() { go p.serve(file, raw) })
@@ -171,7 +183,7 @@ func (p *poller) start() error {
 // stop ends the goroutine, which closes the descriptor. p.mu is held.
 func (p *poller) stop() {
 	_ = p.file.SetReadDeadline(time.Unix(1, 0))
-	p.file, p.sockets, p.deferred = nil, nil, nil
+	p.file, p.sockets, p.deferred, p.round = nil, nil, nil, nil
 }
 
 // serve reports events, ticks and checks until it is stopped.
@@ -220,13 +232,17 @@ func (p *poller) onTimer(file *os.File, due []*socket) ([]*socket, bool) {
 		}
 	}
 	ticks := len(due)
-	check := p.checking.Load() && now >= p.checkAt
-	if check {
+	if len(p.round) == 0 && p.checking.Load() && now >= p.checkAt {
 		p.checking.Store(false) // before it is looked whether there is more to check; see join
+		p.checkAt, p.busy = 0, false
 		for _, s := range p.sockets {
-			due = append(due, s)
+			p.round = append(p.round, s)
 		}
 	}
+	n := min(len(p.round), roundPart)
+	due = append(due, p.round[:n]...)
+	clear(p.round[:n])
+	p.round = p.round[n:]
 	p.mu.Unlock()
 	for _, s := range due[:ticks] {
 		s.tick()
@@ -236,13 +252,13 @@ func (p *poller) onTimer(file *os.File, due []*socket) ([]*socket, bool) {
 		busy = s.check() || busy
 	}
 	clear(due)
-	return due, p.rearmTimer(file, check, busy)
+	return due, p.rearmTimer(file, busy)
 }
 
-// rearmTimer sets the next tick, if there are deferred sockets, and after a
-// check the next one, if a socket was busy. It reports false if the goroutine
+// rearmTimer sets the next tick, if there are deferred sockets, and when a check
+// is through the next one, if a socket was busy. It reports false if the goroutine
 // that serves file is to end.
-func (p *poller) rearmTimer(file *os.File, checked, busy bool) bool {
+func (p *poller) rearmTimer(file *os.File, busy bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.file != file {
@@ -253,12 +269,10 @@ func (p *poller) rearmTimer(file *os.File, checked, busy bool) bool {
 	if len(p.deferred) > 0 {
 		p.tickAt = now + tickEvery
 	}
-	if checked && !p.checking.Load() { // join may have set the next one
-		p.checking.Store(busy)
-		p.checkAt = 0
-		if busy {
-			p.checkAt = now + checkEvery
-		}
+	p.busy = p.busy || busy
+	if len(p.round) == 0 && p.busy && !p.checking.Load() { // join may have set the next one
+		p.checking.Store(true)
+		p.checkAt = now + checkEvery
 	}
 	p.setTimer(now)
 	return true

@@ -29,10 +29,10 @@ type watch struct {
 }
 
 // A stall is what the poller has found at its last checks of a socket. It is
-// the poller's.
+// guarded by watch.mu.
 type stall struct {
 	oldest uint64        // the number of the oldest claim in flight
-	since  time.Duration // by clock: when its completion was first found missing; 0 if it was not
+	since  time.Duration // by clock: the last look at which its completion was not overdue
 }
 
 // completionTimeout is how long a completion may be missing of what the peer has

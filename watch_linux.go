@@ -1,6 +1,9 @@
 package zcnet
 
-import "net"
+import (
+	"net"
+	"time"
+)
 
 // step makes a transition of s's interest and carries out its actions, except
 // for reading the error queue: it reports whether the caller has to do that.
@@ -87,8 +90,7 @@ func (s *socket) check() (busy bool) {
 		return false
 	}
 	e, busy := l.oldest()
-	if !busy || e.number != s.stall.oldest {
-		s.stall = stall{oldest: e.number}
+	if s.stalled(e, true) == 0 {
 		return busy
 	}
 	s.reap()
@@ -103,18 +105,24 @@ func (s *socket) examine() {
 	provable := s.askKernel()
 	e, _ := l.oldest()
 	overdue := e.acked || e.mute && !provable || l.distrusted()
-	if e.number == 0 || e.number != s.stall.oldest || !overdue {
-		s.stall = stall{oldest: e.number}
-		return
-	}
-	now := clock()
-	if s.stall.since == 0 {
-		s.stall.since = now
-	}
-	if now-s.stall.since >= s.cfg.patience {
+	if s.stalled(e, overdue) > s.cfg.patience {
 		s.distrust(errNoCompletions)
 		s.abandon()
 	}
+}
+
+// stalled returns for how long the completion of e, the oldest claim, has been
+// overdue: 0 if it is not, or another was the oldest at the last look.
+func (s *socket) stalled(e elder, overdue bool) time.Duration {
+	s.watch.mu.Lock()
+	defer s.watch.mu.Unlock()
+	st := &s.stall
+	now := clock()
+	if e.number == 0 || e.number != st.oldest || !overdue {
+		*st = stall{e.number, now}
+		return 0
+	}
+	return max(1, now-st.since)
 }
 
 // fire is called by the poller with an event of s.
