@@ -57,6 +57,33 @@ func TestSteadyPathsDoNotAllocate(t *testing.T) {
 	})
 }
 
+// A ReadFrom makes what it needs once, however much it sends and in whatever pieces.
+func TestReadFromDoesNotAllocateForEachPiece(t *testing.T) {
+	onEachLink(t, func(t *testing.T, pair pairMaker) {
+		near, far := pair(t)
+		c := wrap(t, near, &Config{insist: true})
+		go io.Copy(io.Discard, far)
+		for _, piece := range []int{1 << 20, 100 << 10, 16 << 10, 1000} {
+			const pieces = 60
+			var r script
+			lens := make([]int, pieces)
+			n := testing.AllocsPerRun(3, func() {
+				for i := range lens {
+					lens[i] = piece
+				}
+				r = script{pieces: lens, before: func(int) {}}
+				if _, err := c.ReadFrom(&r); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if n > pieces/3 { // tickets, when more are in flight than ever before, and what the collector has taken
+				t.Errorf("%d pieces of %d bytes: %v allocations", pieces, piece, n)
+			}
+		}
+		check(t, c.Close())
+	})
+}
+
 func TestReadDoesNotAllocate(t *testing.T) {
 	onEachLink(t, func(t *testing.T, pair pairMaker) {
 		near, far := pair(t)

@@ -338,12 +338,3 @@ func closeAll(t testing.TB, conns []*Conn) {
 		check(t, c.Close())
 	}
 }
-
-// heapInUse returns how many bytes of the heap are reachable.
-func heapInUse() int64 {
-	runtime.GC()
-	runtime.GC() // what the first one has found to be finalized or pooled
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}

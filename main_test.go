@@ -153,3 +153,12 @@ func check(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// heapInUse returns how many bytes of the heap are reachable.
+func heapInUse() int64 {
+	runtime.GC()
+	runtime.GC() // what the first one has found to be finalized or pooled
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
