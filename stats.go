@@ -12,7 +12,9 @@ type Stats struct {
 	Sends  uint64 // flagged system calls that queued something: notification IDs issued
 
 	// Bytes of those writes, by outcome; the first two once their ticket is done.
-	ZeroCopiedBytes  int64 // sent without copy
+	// ZeroCopiedBytes were sent without copy, or given back unsent by a connection that failed: the kernel reports both
+	// alike, so that the count is not 0 even over loopback when connections are reset.
+	ZeroCopiedBytes  int64
 	MaybeCopiedBytes int64 // sent with MSG_ZEROCOPY by tickets of which the kernel reported a copy
 	CopiedBytes      int64 // copied by the library
 
