@@ -309,7 +309,7 @@ var (
 //
 // It deviates from *net.TCPConn in this:
 //
-//   - WritePinned, WritePinnedBuffers, WriteFrame and Flush are new. Write copies, as ever.
+//   - WritePinned, WritePinnedBuffers, WriteFrame, Flush and Acknowledged are new. Write copies, as ever.
 //   - ReadFrom, and so io.Copy to a Conn, sends without copying what it reads from readers other than files and
 //     connections; see [Conn.ReadFrom].
 //   - Close returns at once, as ever, but while memory is in flight the connection is delivered, or reset, in the

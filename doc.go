@@ -17,8 +17,9 @@
 //
 //  1. Only a [Pinned] can be sent without copying. [Pin] makes one of the caller's memory, [Alloc] and [Pool] of their
 //     own.
-//  2. From WritePinned until its [Ticket] is done the memory is lent to the kernel: read it, do not write it. (Whoever
-//     accepts that either version travels may write to memory of Pin, as live migration does.)
+//  2. From WritePinned until its [Ticket] is done the memory is lent to the kernel: read it, do not write it. (Memory of
+//     Pin may be written by callers who accept that of each byte either the old or the new value travels, as live migration
+//     does: a word of several bytes may be half old and half new, and a retransmission may differ from what it repeats.)
 //  3. Memory in flight is never unmapped or collected, whatever the caller drops or releases.
 //  4. [Conn.Close] keeps the contract: it returns at once, and the socket is kept in the background until the kernel
 //     has given the memory back. Memory whose release is never proven is never used again.

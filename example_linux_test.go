@@ -1,6 +1,7 @@
 package zcnet_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -71,4 +72,32 @@ func ExampleConn_overridingWrite() {
 	// zcnet_test.embeddingConn: 1 of 6 writes seen
 	// zcnet_test.countingConn: 6 of 6 writes seen
 	// 144 bytes received
+}
+
+// The barrier of a replication or a migration: everything written so far, by whatever call, has arrived.
+func ExampleConn_Acknowledged() {
+	l := listen()
+	defer l.Close()
+	received := receive(l)
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	zc, err := zcnet.NewConn(c.(*net.TCPConn), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Fprintln(zc, "a header, which is copied")
+	if _, err := zc.WritePinned(zcnet.Pin(make([]byte, 1<<20))); err != nil {
+		log.Fatal(err)
+	}
+	if err := zc.Acknowledged(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("the peer's kernel has it all")
+	zc.Close()
+	fmt.Println(<-received, "bytes received")
+	// Output:
+	// the peer's kernel has it all
+	// 1048602 bytes received
 }

@@ -154,7 +154,7 @@ func ExampleConn_WritePinned() {
 	// Output: 2621440 bytes received
 }
 
-// Many writes, one wait: after Flush every buffer is free, and everything has reached the peer's kernel.
+// Many writes, one wait: after Flush every buffer is free.
 func ExampleConn_Flush() {
 	l := listen()
 	defer l.Close()
@@ -180,7 +180,7 @@ func ExampleConn_Flush() {
 	// Output: 8388608 bytes received
 }
 
-// The barrier of a migration: all pages have gone, and all buffers are free, before the last piece is sent.
+// A barrier over several connections: the memory of all of them is free.
 func ExampleFlushAll() {
 	ctx := context.Background()
 	var writers []zcnet.ZeroCopyWriter

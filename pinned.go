@@ -18,8 +18,9 @@ var ErrReleased = errors.New("zcnet: Pinned used after Release")
 //
 // From a successful [ZeroCopyWriter.WritePinned] until its [Ticket] is done the memory belongs to the kernel, which
 // sends from it and sends again from it what the network lost. It may be read and it may be sent again meanwhile,
-// but whoever writes to it may change what the peer receives. Those who accept that either version travels, as
-// live migration does for a running guest's memory, may write to memory made by [Pin].
+// but a write to it may change what the peer receives. Callers who accept that, as live migration does for a running
+// guest's memory, may write to memory made by [Pin]: of each byte the old or the new value travels. That holds for bytes
+// only. Of a word of several bytes the peer may receive a part of each value.
 type Pinned struct {
 	b   []byte
 	r   *region // nil for memory of Pin

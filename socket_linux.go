@@ -119,8 +119,12 @@ func dead(fd uintptr) bool { return stateOf(fd) == tcpClose }
 
 // include/net/tcp_states.h
 const (
-	tcpSynSent = 2
-	tcpClose   = 7
+	tcpSynSent  = 2
+	tcpSynRecv  = 3
+	tcpFinWait1 = 4
+	tcpClose    = 7
+	tcpLastAck  = 9
+	tcpClosing  = 11
 )
 
 // stateOf returns the state of the connection, or 0 if the kernel does not tell.

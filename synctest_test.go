@@ -43,6 +43,21 @@ var bubbleUses = []struct {
 		lend(t, c)
 		check(t, FlushAll(anHour(t), c))
 	}},
+	{name: "Acknowledged", blocked: hasWaiter, use: func(t *testing.T, c *Conn) {
+		lend(t, c)
+		check(t, c.Acknowledged(anHour(t)))
+	}},
+	{name: "Acknowledged of copied bytes", blocked: hasCopied, use: func(t *testing.T, c *Conn) {
+		for range bubbleBytes / 1000 {
+			_, err := c.WritePinned(Pin(make([]byte, 1000)))
+			check(t, err)
+		}
+		begin := time.Now()
+		check(t, c.Acknowledged(anHour(t)))
+		if took := time.Since(begin); bubbled() && took > 0 {
+			t.Errorf("the clock went on by %v", took)
+		}
+	}},
 	{name: "io.Copy", use: func(t *testing.T, c *Conn) {
 		_, err := io.Copy(c, onlyReader{bytes.NewReader(make([]byte, bubbleBytes))})
 		check(t, err)
@@ -113,6 +128,12 @@ func anHour(t *testing.T) context.Context {
 
 func hasWaiter(c *Conn) bool { return c.s.ledger().waited.Load() > 0 }
 func hasClosed(c *Conn) bool { return c.s.ledger().isClosed() }
+
+// hasCopied gives c a moment to begin to wait, which no count tells of.
+func hasCopied(c *Conn) bool {
+	defer time.Sleep(10 * time.Millisecond)
+	return c.Stats().CopiedBytes == bubbleBytes/1000*1000
+}
 
 func hasReader(c *Conn) bool {
 	c.s.watch.mu.Lock()

@@ -40,12 +40,14 @@ type ZeroCopyWriter interface {
 
 	// Flush waits until every ticket issued before the call is done: all buffers are free. Other goroutines may go
 	// on writing meanwhile. It returns all failures of the connection's tickets together, whether they came before
-	// or during the call, or ctx.Err() if ctx ends first. It leaves deadlines alone, and works after Close.
+	// or during the call, or ctx.Err() if ctx ends first. It leaves deadlines alone, and works after Close. As with
+	// [Ticket.Wait], nil does not say that the peer's kernel has what was copied: [Conn.Acknowledged] does.
 	Flush(ctx context.Context) error
 }
 
 // FlushAll is a barrier over several connections: it waits until every ticket that each of them issued before the
-// call is done, and returns all failures together.
+// call is done, and returns all failures together. It is a barrier for memory, as Flush is; where the bytes have to have
+// arrived, call [Conn.Acknowledged] of each.
 func FlushAll(ctx context.Context, ws ...ZeroCopyWriter) error {
 	errs := make([]error, len(ws))
 	var wg sync.WaitGroup
@@ -168,7 +170,8 @@ func (c *Conn) WriteFrame(header []byte, body Pinned) (Ticket, error) {
 	return w.run()
 }
 
-// Flush waits for every ticket issued before the call. See [ZeroCopyWriter].
+// Flush waits for every ticket issued before the call. See [ZeroCopyWriter]; see [Conn.Acknowledged] for whether the bytes
+// have arrived.
 func (c *Conn) Flush(ctx context.Context) error {
 	defer runtime.KeepAlive(c)
 	l := c.s.ledger()
