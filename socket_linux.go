@@ -265,7 +265,8 @@ func roomToPin(size int64) int64 {
 }
 
 // inOurNamespace reports whether the socket is of the calling thread's network namespace, or the namespace does not matter.
-// It does since net.core.optmem_max is one's own in each (Linux 6.8), and can be told since 5.14.
+// It does since net.core.optmem_max is one's own in each (Linux 6.8), and can be told since 5.14, by a process that may make
+// a socket.
 func inOurNamespace(fd uintptr) bool {
 	theirs, err := unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {
@@ -273,7 +274,7 @@ func inOurNamespace(fd uintptr) bool {
 	}
 	own, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return true // most are
 	}
 	defer unix.Close(own)
 	ours, err := unix.GetsockoptUint64(own, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
