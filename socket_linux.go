@@ -156,7 +156,11 @@ func backlogOf(fd uintptr) backlog {
 	if err != nil {
 		return backlog{}
 	}
-	return backlog{left: left, flying: info.Unacked > 0, rtt: time.Duration(info.Rtt) * time.Microsecond}
+	b := backlog{left: left, rtt: time.Duration(info.Rtt) * time.Microsecond}
+	if info.Unacked == 0 {
+		b.shut = time.Duration(info.Last_data_sent) * time.Millisecond
+	}
+	return b
 }
 
 // disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can
