@@ -169,6 +169,8 @@ func (b *bound) refuse(why reason, tried, most int64, now time.Duration) {
 
 // withinBounds reports whether the next call may be flagged without more being in flight than may be, and makes the call
 // smaller if that helps. Completions that no goroutine has read yet count as in flight, so it reads them before it says no.
+// Then it is not asked again before the send buffer has room again, because acknowledgements, which make that, bring
+// completions. So what is copied takes no more calls than Write.
 func (w *write) withinBounds(fd uintptr) bool {
 	if w.syscalls > 0 { // they may have changed since the write began
 		w.now = clock()
@@ -179,13 +181,12 @@ func (w *write) withinBounds(fd uintptr) bool {
 		return true
 	}
 	why, ok := w.fit()
-	_, ids := w.s.ledger().inFlight()
-	if !ok && ids > 0 && w.s.drain(fd) > 0 {
+	if _, ids := w.s.ledger().inFlight(); !ok && ids > 0 && w.s.drain(fd) > 0 {
 		why, ok = w.fit()
 	}
 	if !ok {
 		w.why.add(why)
-		w.full = ids == 0 || w.refused()
+		w.full = true
 	}
 	return ok
 }

@@ -333,11 +333,11 @@ const (
 	lookEvery = 250 * time.Millisecond
 	firstLook = 10 * time.Millisecond
 	// wantedStall is how long a connection that holds memory for which a
-	// goroutine waits may be without progress if its peer's window is closed, and
-	// wantedLost if packets are on their way: TCP sends again after 200, 600 and
-	// 1400 ms (TCP_RTO_MIN in include/net/tcp.h) what the network has lost.
-	wantedStall = 500 * time.Millisecond
-	wantedLost  = 2 * time.Second
+	// goroutine waits may be without progress. TCP sends again after 200, 600 and
+	// 1400 ms (TCP_RTO_MIN in include/net/tcp.h) what the network has lost, and a
+	// peer that reads steadily opens its window only for a whole segment, or more
+	// of a large buffer (__tcp_select_window in net/ipv4/tcp_output.c).
+	wantedStall = 2 * time.Second
 	// stallTrips is how many round trips a stall takes at least.
 	stallTrips = 4
 )
@@ -375,6 +375,7 @@ type vigil struct {
 	end     time.Duration // by clock, as all times here
 	last    time.Duration // the last look
 	stalled time.Duration // how long there has been no progress
+	before  time.Duration // how long there had been none at the first look
 	backlog               // at the last look
 	lent    int64         // bytes in flight at the last look
 }
@@ -383,28 +384,21 @@ func (s *socket) newVigil(p grace) *vigil {
 	v := &vigil{s: s, p: p, last: clock()}
 	v.end = v.last + p.whole
 	v.measure()
+	v.before = v.shut
 	return v
 }
 
 // A backlog is what the peer has not acknowledged of what was sent.
 type backlog struct {
-	left   int           // bytes, the end of the stream included; 0 if the peer never will
-	flying bool          // packets are on their way; if none are, the peer's window is closed
-	rtt    time.Duration // of a round trip, smoothed
+	left int           // bytes, the end of the stream included; 0 if the peer never will
+	shut time.Duration // for how long its window has been closed; 0 if packets are on their way
+	rtt  time.Duration // of a round trip, smoothed
 }
 
 // measure takes note of how much there is to wait for.
 func (v *vigil) measure() {
 	_ = v.s.control(func(fd uintptr) { v.backlog = v.s.kernel.backlog(fd) })
 	v.lent, _ = v.s.ledger().inFlight()
-}
-
-// wantedStall is how long v may be without progress while a goroutine waits.
-func (v *vigil) wantedStall() time.Duration {
-	if v.flying {
-		return wantedLost
-	}
-	return wantedStall
 }
 
 // look returns why it is of no use to wait any longer, or "".
@@ -414,7 +408,7 @@ func (v *vigil) look() (why string) {
 	v.stalled += min(now-v.last, 2*lookEvery) // a process that was stopped has missed its peer's progress
 	v.last = now
 	if v.left != left || v.lent != lent {
-		v.stalled = 0
+		v.stalled, v.before = 0, 0
 	}
 	stalled := v.p.stall > 0 && v.left > 0 // what a device holds no reset frees
 	switch {
@@ -422,8 +416,8 @@ func (v *vigil) look() (why string) {
 		return fmt.Sprintf("reset %v after Close", v.p.whole)
 	case stalled && v.stalled >= max(v.p.stall, stallTrips*v.rtt):
 		return fmt.Sprintf("reset after Close, because the peer has acknowledged nothing for %v", v.stalled.Round(time.Millisecond))
-	case stalled && v.stalled >= max(v.wantedStall(), stallTrips*v.rtt) && v.s.ledger().wanted():
-		return fmt.Sprintf("reset after Close, because Pool.Get waits for its memory and the peer has acknowledged nothing for %v", v.stalled.Round(time.Millisecond))
+	case stalled && v.stalled+v.before >= max(wantedStall, stallTrips*v.rtt) && v.s.ledger().wanted():
+		return fmt.Sprintf("reset after Close, because Pool.Get waits for its memory and the peer has acknowledged nothing for %v", (v.stalled + v.before).Round(time.Millisecond))
 	}
 	return ""
 }

@@ -126,15 +126,15 @@ func TestPoolIsServedThoughPeersDoNotRead(t *testing.T) {
 	check(t, ticket.Wait(testContext(t)))
 }
 
-// farAway is a peer whose acknowledgements take a while.
+// farAway is a peer whose acknowledgements take a while, or whose window is
+// closed.
 type farAway struct {
 	kernel
-	rtt    time.Duration
-	flying bool
+	rtt, shut time.Duration
 }
 
 func (k farAway) backlog(fd uintptr) backlog {
-	return backlog{k.kernel.backlog(fd).left, k.flying, k.rtt}
+	return backlog{k.kernel.backlog(fd).left, k.shut, k.rtt}
 }
 
 func TestWhatIsOnItsWayIsNotAStall(t *testing.T) {
@@ -147,21 +147,21 @@ func TestWhatIsOnItsWayIsNotAStall(t *testing.T) {
 	check(t, err)
 	pendingWrite(t, c, p)
 	for _, tt := range []struct {
-		stalled, rtt              time.Duration
-		flying, released, waiting bool // the latter of the pool's buffer
-		cut                       bool
+		stalled, shut, rtt time.Duration // shut is before Close
+		released, waiting  bool          // of the pool's buffer
+		cut                bool
 	}{
-		{time.Second, 0, false, false, true, false}, // which would not free the buffer
-		{time.Second, 0, false, true, true, true},
-		{time.Second, 0, false, true, false, false},
-		{400 * time.Millisecond, 0, false, true, true, false},
-		{1500 * time.Millisecond, 0, true, true, true, false}, // perhaps it was lost, and is sent again
-		{3 * time.Second, 0, true, true, true, true},
-		{time.Second, 300 * time.Millisecond, false, true, true, false},
-		{2 * time.Second, 300 * time.Millisecond, false, true, true, true},
-		{4 * time.Second, 0, false, true, false, false},
-		{6 * time.Second, 0, true, true, false, true},
-		{6 * time.Second, 2 * time.Second, true, true, true, false},
+		{3 * time.Second, 0, 0, false, true, false}, // which would not free the buffer
+		{3 * time.Second, 0, 0, true, true, true},
+		{3 * time.Second, 0, 0, true, false, false},
+		{1500 * time.Millisecond, 0, 0, true, true, false}, // perhaps it was lost, and is sent again
+		{0, time.Minute, 0, true, true, true},
+		{0, time.Minute, 0, true, false, false}, // before Close it may have taken its time
+		{time.Second, 1500 * time.Millisecond, 0, true, true, true},
+		{3 * time.Second, 0, time.Second, true, true, false},
+		{4500 * time.Millisecond, 0, time.Second, true, true, true},
+		{6 * time.Second, 0, 0, true, false, true},
+		{6 * time.Second, 0, 2 * time.Second, true, true, false},
 	} {
 		if tt.released && p.r.held(p.gen) {
 			p.Release()
@@ -170,7 +170,7 @@ func TestWhatIsOnItsWayIsNotAStall(t *testing.T) {
 		if tt.waiting {
 			pool.waiting.Store(1)
 		}
-		c.s.kernel = farAway{system{near}, tt.rtt, tt.flying}
+		c.s.kernel = farAway{system{near}, tt.rtt, tt.shut}
 		v := c.s.newVigil(grace{time.Hour, 5 * time.Second})
 		v.stalled = tt.stalled
 		if why := v.look(); (why != "") != tt.cut {
@@ -178,6 +178,34 @@ func TestWhatIsOnItsWayIsNotAStall(t *testing.T) {
 		}
 	}
 	pool.waiting.Store(0)
+}
+
+// TestASteadyReaderIsNotStalled: a peer that reads a little at a time opens its
+// window only when there is room for a segment, which is as long as a packet
+// over loopback. Meanwhile a goroutine waits for the memory.
+func TestASteadyReaderIsNotStalled(t *testing.T) {
+	pool, err := NewPool(8<<20, 1)
+	check(t, err)
+	defer pool.Close()
+	near, far := narrowPair(t)
+	c := wrap(t, near, hourly)
+	p, err := pool.Get(testContext(t))
+	check(t, err)
+	ticket, queued := pendingWrite(t, c, p)
+	check(t, c.Close())
+	p.Release()
+	got := beginCall(func() error { p, err := pool.Get(testContext(t)); p.Release(); return err })
+	const little, times = 8 << 10, 12
+	for range times {
+		time.Sleep(100 * time.Millisecond)
+		_, err := io.ReadFull(far, make([]byte, little))
+		check(t, err)
+	}
+	if n, err := io.Copy(io.Discard, far); err != nil || n != int64(queued-times*little) {
+		t.Errorf("the peer received %d of %d bytes, and %v", times*little+n, queued, err)
+	}
+	check(t, got.wait(t))
+	check(t, ticket.Wait(testContext(t)))
 }
 
 // A process that was stopped, with its virtual machine, has not seen what its

@@ -34,8 +34,10 @@ type Config struct {
 
 	// StallTimeout is how long, within CloseTimeout, Close waits for a peer that takes nothing: it has not acknowledged
 	// a byte, because it does not read or is gone. 0 means DefaultStallTimeout; a StallTimeout of CloseTimeout or more has
-	// no effect. While a goroutine waits in [Pool.Get] for memory that the closed connection holds, a peer has at most half
-	// a second if its window is closed, and two if packets to it are on their way. It always has four round trips.
+	// no effect. While a goroutine waits in [Pool.Get] for memory that the closed connection holds, a peer has at most two
+	// seconds, and the time before Close counts for which its window has been closed. It always has four round trips. A
+	// peer that reads steadily, but less than its window opens by at a time, cannot be told from one that does not: a
+	// segment, or a sixteenth of its receive buffer.
 	StallTimeout time.Duration
 
 	// UserTimeout bounds how long lent memory waits for a peer that acknowledges

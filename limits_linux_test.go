@@ -27,6 +27,7 @@ func init() {
 	children["half pinned by others"] = halfPinnedByOthers
 	children["nothing pinned by others"] = nothingPinnedByOthers
 	children["limit raised"] = limitRaised
+	children["no socket"] = noSocket
 	children["user namespace"] = inUserNamespace
 }
 
@@ -34,7 +35,7 @@ func TestRefusalsByMemlock(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("the children become other users, which takes root")
 	}
-	for _, name := range []string{"all pinned by others", "half pinned by others", "nothing pinned by others", "limit raised"} {
+	for _, name := range []string{"all pinned by others", "half pinned by others", "nothing pinned by others", "limit raised", "no socket"} {
 		t.Run(name, func(t *testing.T) { runChild(t, name) })
 	}
 }
@@ -498,4 +499,70 @@ func TestRefusedCallsBoundWhatIsInFlight(t *testing.T) {
 	b.refuse(reasonOptmem, 0, 0, 3)
 	want(4, 0)
 	want(3+limitsHold, noRefusal.most)
+}
+
+// A knowing kernel tells that RLIMIT_MEMLOCK is pinned.
+type knowing struct {
+	kernel
+	pinned int64
+}
+
+func (k knowing) currentLimits(time.Duration) *limits {
+	return &limits{ids: noLimits.ids, pinned: k.pinned}
+}
+
+// TestCallsOfAWriteThatFindsNoRoom: the peer acknowledges nothing, so that what is in flight stays, and the rest of each
+// write is copied by one call, after one look at the error queue.
+func TestCallsOfAWriteThatFindsNoRoom(t *testing.T) {
+	const room, calls = 256 << 10, 2
+	for name, limited := range map[string]struct{ maxInFlight, memlock int64 }{
+		"MaxInFlight":    {room, noLimits.pinned},
+		"RLIMIT_MEMLOCK": {0, inProcess.pinned.Load() + room},
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := loopbackPair(t)
+			check(t, errors.Join(near.SetWriteBuffer(8<<20), far.SetReadBuffer(4<<10)))
+			cfg := *insist
+			cfg.MaxInFlight = limited.maxInFlight
+			c := wrap(t, near, &cfg)
+			c.s.kernel = knowing{c.s.kernel, limited.memlock}
+			data := Pin(noise(1<<20, 1))
+			if _, err := c.WritePinned(data); err != nil || c.Stats().IDsInFlight == 0 {
+				t.Fatalf("%v, and %d calls are in flight, want some", err, c.Stats().IDsInFlight)
+			}
+			for range 3 {
+				before := c.Stats().Syscalls
+				_, err := c.WritePinned(data)
+				check(t, err)
+				if n := c.Stats().Syscalls - before; n > calls {
+					t.Errorf("%d system calls for a write, want at most %d", n, calls)
+				}
+			}
+		})
+	}
+}
+
+// noSocket: others have all that may be pinned, and this process cannot ask by another socket, as below a seccomp filter.
+func noSocket() error {
+	if err := becomeLimited(4<<20, 4<<20); err != nil {
+		return err
+	}
+	if _, err := strangers(1 << 40); err != nil {
+		return err
+	}
+	near, far, err := childPair(insist)
+	if err != nil {
+		return err
+	}
+	go io.Copy(io.Discard, far)
+	if err := forbid(seccompRule{unix.SYS_SOCKET, nil, unix.EPERM}); err != nil {
+		return err
+	}
+	if _, err := near.WritePinned(Pin(make([]byte, 64<<10))); err != nil {
+		return err
+	}
+	if s := near.Stats(); s.EnobufsMemlock == 0 || s.EnobufsOptmem+s.EnobufsOther > 0 {
+		return fmt.Errorf("want refusals, all by memlock: %+v", s)
+	}
+	return nil
 }

@@ -160,7 +160,11 @@ func backlogOf(fd uintptr) backlog {
 	if err != nil {
 		return backlog{}
 	}
-	return backlog{left: left, flying: info.Unacked > 0, rtt: time.Duration(info.Rtt) * time.Microsecond}
+	b := backlog{left: left, rtt: time.Duration(info.Rtt) * time.Microsecond}
+	if info.Unacked == 0 {
+		b.shut = time.Duration(info.Last_data_sent) * time.Millisecond
+	}
+	return b
 }
 
 // disconnect resets the connection and purges its queues, while the descriptor stays open and notifications can
@@ -269,7 +273,8 @@ func roomToPin(size int64) int64 {
 }
 
 // inOurNamespace reports whether the socket is of the calling thread's network namespace, or the namespace does not matter.
-// It does since net.core.optmem_max is one's own in each (Linux 6.8), and can be told since 5.14.
+// It does since net.core.optmem_max is one's own in each (Linux 6.8), and can be told since 5.14, by a process that may make
+// a socket.
 func inOurNamespace(fd uintptr) bool {
 	theirs, err := unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {
@@ -277,7 +282,7 @@ func inOurNamespace(fd uintptr) bool {
 	}
 	own, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return true // most are
 	}
 	defer unix.Close(own)
 	ours, err := unix.GetsockoptUint64(own, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)

@@ -191,8 +191,7 @@ func (c *Conn) Flush(ctx context.Context) error {
 const (
 	// smallestCall is the least to which narrow bounds cut flagged calls.
 	smallestCall = 16 << 10
-	// smallCall is how much is copied at a time for want of room for a flagged call, and the least to which bounds cut
-	// flagged calls so that several have room.
+	// smallCall is the least to which bounds cut flagged calls so that several have room.
 	smallCall = 128 << 10
 	// plainCall is the most that one copying call sends.
 	plainCall = 1 << 30
@@ -461,7 +460,7 @@ func (w *write) sendFlagged(fd uintptr) error {
 
 // sendCopied sends the way Write does.
 func (w *write) sendCopied(fd uintptr) error {
-	w.gather(w.copied(), false)
+	w.gather(plainCall, false)
 	flags := 0
 	if w.queued+int64(w.msg.size) < w.total {
 		flags = msgMore
@@ -482,16 +481,6 @@ func (w *write) sendCopied(fd uintptr) error {
 func (w *write) send(fd uintptr, flags int) (int, error) {
 	w.syscalls++
 	return w.s.kernel.send(fd, &w.msg, flags)
-}
-
-// copied is the most that the next copying call sends. What is copied for want of room is sent piece by piece, because
-// there may be room for the next; but not if none is to come from this connection, or the kernel has refused a call
-// lately: then it takes no more calls than Write.
-func (w *write) copied() int {
-	if w.flag && !w.full && w.lends(w.at) && !w.s.pathCopies() {
-		return smallCall
-	}
-	return plainCall
 }
 
 // gather makes the next call's message: the buffers from the cursor on that are sent in the same way, up to limit
