@@ -73,7 +73,11 @@ func (system) receive(fd uintptr, hdr *unix.Msghdr) (int, error) {
 
 func (system) lostUnacknowledged(fd uintptr) bool { return lostUnacknowledged(fd) }
 
-func (system) connecting(fd uintptr) bool              { return stateOf(fd) == tcpSynSent }
+func (system) connecting(fd uintptr) bool {
+	state := stateOf(fd)
+	return state == tcpSynSent || state == tcpSynRecv
+}
+
 func (system) unacknowledged(fd uintptr) (int64, bool) { return sendQueue(fd) }
 
 func (system) join(s *socket) error { return thePoller.join(s) }
