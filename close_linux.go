@@ -237,7 +237,10 @@ func (l *lingeringClose) run() {
 	defer l.end()
 	why := ""
 	if !l.aborted {
-		if why = s.awaitRelease(l.idle, l.firstGrace()); why != "" && !l.shared {
+		if why = s.givenUp; why == "" {
+			why = s.awaitRelease(l.idle, l.firstGrace())
+		}
+		if why != "" && !l.shared {
 			l.cut(why)
 		}
 	}

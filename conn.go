@@ -382,6 +382,7 @@ type socket struct {
 	calls   int          // flagged calls since the writer last read the error queue; the writer's
 	invalid int          // flagged calls that failed where Write may not; the writer's
 	enobufs bound        // notifications in flight, by net.core.optmem_max
+	givenUp string       // why a dropped connection waits for its peer no longer; set before it is closed
 
 	readMu    sync.Mutex                     // one Read of any kind at a time, as the runtime has it
 	drainMu   sync.Mutex                     // one goroutine reads the error queue at a time

@@ -107,7 +107,7 @@ func (s *socket) dropped() {
 		return
 	}
 	s.await()
-	if s.awaitRelease(idle, s.grace()) != "" {
+	if s.givenUp = s.awaitRelease(idle, s.grace()); s.givenUp != "" {
 		_ = s.close()
 		return
 	}
