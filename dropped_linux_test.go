@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -277,5 +278,41 @@ func TestDroppedPoolIsUnmappedAfterTheLastCompletion(t *testing.T) {
 				t.Errorf("%d pools and %d buffers counted as dropped", got.Pools, got.Buffers)
 			}
 		})
+	}
+}
+
+// A lookedAt kernel tells how often it was asked for the backlog after Close.
+type lookedAt struct {
+	kernel
+	closed atomic.Bool
+	looks  atomic.Int32
+}
+
+func (k *lookedAt) duplicate(fd uintptr) (keeper, error) {
+	k.closed.Store(true)
+	return k.kernel.duplicate(fd)
+}
+
+func (k *lookedAt) backlog(fd uintptr) backlog {
+	if k.closed.Load() {
+		k.looks.Add(1)
+	}
+	return k.kernel.backlog(fd)
+}
+
+// A dropped connection has waited for its peer when it is closed, and does not
+// do so again. What the reset leaves is measured once.
+func TestDroppedConnWaitsForItsPeerOnce(t *testing.T) {
+	near, _ := narrowPair(t)
+	c, err := NewConn(near, stalling)
+	check(t, err)
+	k := &lookedAt{kernel: c.s.kernel}
+	c.s.kernel = k
+	ticket, _ := pendingWrite(t, c, Pin(noise(8<<20, 1)))
+	c = nil
+	collected(t, "it is closed", k.closed.Load)
+	wantFailed(t, ticket)
+	if n := k.looks.Load(); n > 1 {
+		t.Errorf("%d looks at the backlog after Close, want at most one", n)
 	}
 }
