@@ -53,11 +53,14 @@ func allocNoise(t testing.TB, n int, seed uint64) (p Pinned, want []byte) {
 // much it is.
 func pendingWrite(t testing.TB, c *Conn, p Pinned) (ticket Ticket, queued int) {
 	t.Helper()
-	check(t, c.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
-	ticket, err := c.WritePinned(p)
 	var we *WriteError
-	if !errors.As(err, &we) || !we.Timeout() {
-		t.Fatalf("a write of %d bytes to a peer that does not read: %v, want a timeout", p.Len(), err)
+	for d := 50 * time.Millisecond; we == nil || we.Queued == 0; d *= 2 { // a checksum of it may take longer
+		check(t, c.SetWriteDeadline(time.Now().Add(d)))
+		var err error
+		ticket, err = c.WritePinned(p)
+		if !errors.As(err, &we) || !we.Timeout() || d > testTimeout {
+			t.Fatalf("a write of %d bytes to a peer that does not read: %v, want a timeout", p.Len(), err)
+		}
 	}
 	check(t, c.SetWriteDeadline(time.Time{}))
 	if ticket.Ready() {

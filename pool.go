@@ -23,6 +23,7 @@ type Pool struct {
 	closed chan struct{}
 
 	waiting atomic.Int32 // goroutines in Get that wait
+	owed    atomic.Int32 // buffers that replace found no memory for
 
 	mu    sync.Mutex
 	stack []*region // the free buffers: the last that came back goes first, for it is in the caches
@@ -82,6 +83,9 @@ func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 		return p.pop().view(p.size), nil
 	default:
 	}
+	for n := p.owed.Swap(0); n > 0; n-- {
+		p.replace()
+	}
 	p.waiting.Add(1)
 	defer p.waiting.Add(-1)
 	defer awaitMemory()()
@@ -131,10 +135,12 @@ func (p *Pool) put(r *region) {
 }
 
 // replace maps a buffer in the place of one that will never come back, because its
-// release was not proven. Without memory for it the pool has one buffer less.
+// release was not proven. Without memory for it the next Get that has to wait
+// tries again.
 func (p *Pool) replace() {
 	mem, err := mapMemory(p.stride())
 	if err != nil {
+		p.owed.Add(1)
 		return
 	}
 	p.mu.Lock()
