@@ -473,6 +473,39 @@ func TestWriterFindsOutThatNoCompletionComes(t *testing.T) {
 	check(t, c.Flush(testContext(t)))
 }
 
+// Where the kernel's accounts do not tell that no completion will come, little is
+// lent until that is certain, and all the bytes arrive.
+func TestLittleIsLentWithoutCompletions(t *testing.T) {
+	for _, heard := range []uint64{0, 1} { // before they end
+		near, far := loopbackPair(t)
+		c := wrap(t, near, insist)
+		c.s.kernel = silentKernel{c.s.kernel, true}
+		for range heard {
+			ticket, err := c.WritePinned(Pin(make([]byte, 4096)))
+			check(t, err)
+			expect(t, far, make([]byte, 4096))
+			check(t, ticket.Wait(testContext(t)))
+		}
+		onDescriptor(t, c, func(fd int) { check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 0)) })
+		const size = 64 << 20
+		var received int64
+		var peer sync.WaitGroup
+		peer.Go(func() { received, _ = io.Copy(io.Discard, far) })
+		n, err := io.Copy(c, io.LimitReader(zeros{}, size))
+		if n != size || err != nil {
+			t.Errorf("io.Copy: %d of %d bytes, %v", n, size, err)
+		}
+		if s := c.Stats(); s.Sends != heard+mostUnheard || s.Fallbacks.Refused == 0 {
+			t.Errorf("%d flagged calls, want %d; %+v", s.Sends, heard+mostUnheard, s.Fallbacks)
+		}
+		check(t, c.Close())
+		peer.Wait()
+		if received != size {
+			t.Errorf("the peer received %d of %d bytes", received, size)
+		}
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
