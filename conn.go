@@ -506,20 +506,12 @@ func (s *socket) log(level slog.Level, msg string, args ...any) {
 // SetDeadline sets the read and write deadlines, as of any net.Conn. Tickets and Flush have none: they take a
 // context.
 func (c *Conn) SetDeadline(t time.Time) error {
-	if err := c.TCPConn.SetDeadline(t); err != nil {
-		return err
-	}
-	c.s.watch.setDeadline(t)
-	return nil
+	return c.s.watch.setDeadline(t, c.TCPConn.SetDeadline)
 }
 
 // SetReadDeadline sets the deadline of Read, WriteTo and io.Copy from the connection.
 func (c *Conn) SetReadDeadline(t time.Time) error {
-	if err := c.TCPConn.SetReadDeadline(t); err != nil {
-		return err
-	}
-	c.s.watch.setDeadline(t)
-	return nil
+	return c.s.watch.setDeadline(t, c.TCPConn.SetReadDeadline)
 }
 
 // Close closes the connection, as of any net.Conn: blocked reads and writes return, and later ones fail with
