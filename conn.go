@@ -471,6 +471,7 @@ var (
 		"another program sends with MSG_ZEROCOPY on this socket, reads its error queue, or has put it into a BPF sockmap")
 	errNoCompletions = errors.New("completions do not come, though the kernel takes SO_ZEROCOPY: " +
 		"a sandbox stands in for the kernel, or another program has cleared the option or reads the socket's error queue")
+	errUnreadable = errors.New("completions cannot be read: a filter of system calls forbids poll, or recvmsg with MSG_ERRQUEUE")
 )
 
 // plainFor is how long a connection makes no flagged call after one whose
