@@ -100,11 +100,17 @@ func init() {
 		return sendWhereCallsFail(seccompRule{call: unix.SYS_SENDTO, errno: unix.EPERM}, seccompRule{call: unix.SYS_SENDMSG, errno: unix.ENOSYS})
 	}
 	children["recvfrom is forbidden"] = readWhereRecvfromFails
+	children["recvmsg is forbidden"] = func() error {
+		return sendWhereCompletionsAreUnreadable(seccompRule{call: unix.SYS_RECVMSG, errno: unix.EPERM})
+	}
+	children["poll is forbidden"] = func() error {
+		return sendWhereCompletionsAreUnreadable(seccompRule{call: unix.SYS_POLL, errno: unix.ENOSYS}, seccompRule{call: unix.SYS_PPOLL, errno: unix.ENOSYS})
+	}
 }
 
 func TestKernelThatSaysYes(t *testing.T) {
 	for _, name := range []string{"option cannot be read", "option cannot be set", "flagged calls fail", "flagged calls of several buffers fail",
-		"sendto and sendmsg are forbidden", "recvfrom is forbidden"} {
+		"sendto and sendmsg are forbidden", "recvfrom is forbidden", "recvmsg is forbidden", "poll is forbidden"} {
 		t.Run(name, func(t *testing.T) { runChild(t, name) })
 	}
 }
@@ -203,6 +209,36 @@ func readWhereRecvfromFails() error {
 		return err
 	}
 	return <-received
+}
+
+// sendWhereCompletionsAreUnreadable wants little to be lent, and its waits to end,
+// also where the kernel does not tell what is acknowledged.
+func sendWhereCompletionsAreUnreadable(rules ...seccompRule) error {
+	cfg := *insist
+	cfg.patience = time.Millisecond
+	c, far, err := childPair(&cfg)
+	if err != nil {
+		return err
+	}
+	defer far.Close()
+	defer c.Close()
+	noQueue := seccompRule{unix.SYS_IOCTL, []seccompArg{{1, false, unix.SIOCOUTQ}}, unix.ENOTTY}
+	if err := forbid(append(rules, noQueue)...); err != nil {
+		return err
+	}
+	go io.Copy(io.Discard, far)
+	if _, err := io.Copy(c, io.LimitReader(zeros{}, 64<<20)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	if err := c.Flush(ctx); !errors.Is(err, ErrReleaseUnproven) {
+		return fmt.Errorf("Flush: %v, want %v", err, ErrReleaseUnproven)
+	}
+	if s := c.Stats(); s.Sends > mostUnheard || !s.CompletionsDistrusted {
+		return fmt.Errorf("%d flagged calls, distrusted %v", s.Sends, s.CompletionsDistrusted)
+	}
+	return nil
 }
 
 // waysToWrite are the calls that send flagged.
