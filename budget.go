@@ -193,7 +193,7 @@ func (w *write) withinBounds(fd uintptr) bool {
 
 // unbounded reports whether nothing is known that bounds what is in flight.
 func (w *write) unbounded() bool {
-	return w.limits.pinned == noLimits.pinned && w.s.cfg.MaxInFlight == 0 && !w.refused()
+	return w.limits.pinned == noLimits.pinned && w.s.cfg.MaxInFlight == 0 && !w.refused() && !w.s.ledger().silent()
 }
 
 // refused reports whether the kernel has refused a call lately.
@@ -208,6 +208,9 @@ const callsInBounds = 8
 // fit sets the size of the next flagged call, or returns why there can be none now.
 func (w *write) fit() (why reason, ok bool) {
 	l := w.s.ledger()
+	if l.silent() {
+		return reasonRefused, false
+	}
 	bytes, ids := l.inFlight()
 	if r := w.s.enobufs.current(w.now); int64(ids) >= r.most {
 		return r.why, false

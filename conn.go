@@ -472,6 +472,7 @@ var (
 		"another program sends with MSG_ZEROCOPY on this socket, reads its error queue, or has put it into a BPF sockmap")
 	errNoCompletions = errors.New("completions do not come, though the kernel takes SO_ZEROCOPY: " +
 		"a sandbox stands in for the kernel, or another program has cleared the option or reads the socket's error queue")
+	errUnreadable = errors.New("completions cannot be read: a filter of system calls forbids poll, or recvmsg with MSG_ERRQUEUE")
 )
 
 // plainFor is how long a connection makes no flagged call after one whose
@@ -507,20 +508,12 @@ func (s *socket) log(level slog.Level, msg string, args ...any) {
 // SetDeadline sets the read and write deadlines, as of any net.Conn. Tickets and Flush have none: they take a
 // context.
 func (c *Conn) SetDeadline(t time.Time) error {
-	if err := c.TCPConn.SetDeadline(t); err != nil {
-		return err
-	}
-	c.s.watch.setDeadline(t)
-	return nil
+	return c.s.watch.setDeadline(t, c.TCPConn.SetDeadline)
 }
 
 // SetReadDeadline sets the deadline of Read, WriteTo and io.Copy from the connection.
 func (c *Conn) SetReadDeadline(t time.Time) error {
-	if err := c.TCPConn.SetReadDeadline(t); err != nil {
-		return err
-	}
-	c.s.watch.setDeadline(t)
-	return nil
+	return c.s.watch.setDeadline(t, c.TCPConn.SetReadDeadline)
 }
 
 // Close closes the connection, as of any net.Conn: blocked reads and writes return, and later ones fail with

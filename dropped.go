@@ -57,7 +57,7 @@ type slot struct {
 
 // watchDrop puts a buffer in the place of r when nobody refers to r any more.
 func (p *Pool) watchDrop(r *region) {
-	r.cleanup = runtime.AddCleanup(r, slot.refill, slot{weak.Make(p), r.mem, r.alone})
+	r.cleanup = runtime.AddCleanup(r, func(s slot) { go s.refill() }, slot{weak.Make(p), r.mem, r.alone}) // see startOuter
 }
 
 func (s slot) refill() {

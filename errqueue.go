@@ -34,7 +34,7 @@ func (q *foreignQueue) start(c *net.TCPConn, hook func(*net.TCPConn, ErrorQueueM
 	defer q.mu.Unlock()
 	if len(q.pending) > 0 && !q.delivering {
 		q.delivering = true
-		go q.deliver(c, hook)
+		outside(func() { go q.deliver(c, hook) })
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -158,20 +159,23 @@ func (s *socket) prove(fd uintptr) bool {
 // until its completion is read (sock_omalloc, msg_zerocopy_alloc). So if none is
 // in use, the completions of all calls have been read: by the library, or by
 // another program. s.drainMu is held, so that none is read and not yet booked.
-func (s *socket) proveReleased(fd uintptr) {
+// It reports whether the kernel tells.
+func (s *socket) proveReleased(fd uintptr) (told bool) {
 	l := s.ledger()
 	at := l.mark()
-	if n, ok := s.kernel.optionMemory(fd); !ok || n > 0 {
-		return
+	n, ok := s.kernel.optionMemory(fd)
+	if !ok || n > 0 {
+		return ok
 	}
 	if l.missing(at) {
 		s.distrust(errNoCompletions)
 	}
 	l.released(at)
+	return true
 }
 
 // askKernel takes everything from the kernel's accounts that they tell of memory
-// in flight. It reports whether they tell what is acknowledged.
+// in flight. It reports whether they tell anything.
 func (s *socket) askKernel() (provable bool) {
 	l := s.ledger()
 	err := s.control(func(fd uintptr) {
@@ -180,7 +184,8 @@ func (s *socket) askKernel() (provable bool) {
 		}
 		s.drainMu.Lock()
 		defer s.drainMu.Unlock()
-		s.proveReleased(fd)
+		told := s.proveReleased(fd)
+		provable = provable || told
 	})
 	switch {
 	case err == nil:
@@ -214,6 +219,7 @@ func (e *errorQueue) fill(s *socket, fd uintptr) (more, suspect bool) {
 		switch err := e.receive(s, fd); err {
 		case nil, unix.EINTR:
 		default:
+			s.unreadable(err)
 			return false, true
 		}
 	}
@@ -225,8 +231,17 @@ func (e *errorQueue) pollNow(s *socket, fd uintptr) int16 {
 	for {
 		e.calls++
 		if err := s.kernel.poll(fd, &e.poll); err != unix.EINTR {
+			s.unreadable(err)
 			return e.poll[0].Revents
 		}
+	}
+}
+
+// unreadable is called with the error of a call that reads the error queue. If a
+// filter forbids it, no completion will ever be read.
+func (s *socket) unreadable(err error) {
+	if errno, ok := err.(syscall.Errno); ok && rejected(errno) {
+		s.distrust(errUnreadable)
 	}
 }
 

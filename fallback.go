@@ -142,7 +142,7 @@ type Fallbacks struct {
 	Optmem     uint64 // net.core.optmem_max was reached: the kernel has lately refused (ENOBUFS) what would exceed it
 	Memlock    uint64 // RLIMIT_MEMLOCK was reached, by this process or together with other processes of this user
 	Unpinnable uint64 // EFAULT: memory that can be read but not pinned, such as a device's
-	Refused    uint64 // the kernel refused MSG_ZEROCOPY, completions could not be watched, File was called, or ENOBUFS by neither limit
+	Refused    uint64 // the kernel refused MSG_ZEROCOPY, completions could not be watched or did not come, File was called, or ENOBUFS by neither limit
 }
 
 // fallbackCounts are the live counters behind Fallbacks.

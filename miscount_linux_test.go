@@ -403,6 +403,11 @@ type silentKernel struct {
 
 func (silentKernel) optionMemory(uintptr) (int64, bool) { return 0, false }
 
+// A queuelessKernel does not tell what is unacknowledged, and only that.
+type queuelessKernel struct{ kernel }
+
+func (queuelessKernel) unacknowledged(uintptr) (int64, bool) { return 0, false }
+
 func (k silentKernel) unacknowledged(fd uintptr) (int64, bool) {
 	if k.noQueue {
 		return 0, false
@@ -473,6 +478,31 @@ func TestWriterFindsOutThatNoCompletionComes(t *testing.T) {
 	check(t, c.Flush(testContext(t)))
 }
 
+// Where the kernel's accounts do not tell that no completion will come, little is
+// lent until that is certain, and all the bytes arrive.
+func TestLittleIsLentWithoutCompletions(t *testing.T) {
+	for _, heard := range []int{0, 1} { // before they end
+		near, far := loopbackPair(t)
+		c := wrap(t, near, insist)
+		c.s.kernel = silentKernel{c.s.kernel, true}
+		data := noise(64<<10, 1)
+		for i := range heard + 3*mostUnheard {
+			if i == heard {
+				onDescriptor(t, c, func(fd int) { check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 0)) })
+			}
+			ticket, err := c.WritePinned(Pin(data))
+			check(t, err)
+			expect(t, far, data)
+			if i < heard {
+				check(t, ticket.Wait(testContext(t)))
+			}
+		}
+		if s := c.Stats(); s.Sends != uint64(heard+mostUnheard) || s.Fallbacks.Refused == 0 {
+			t.Errorf("%d flagged calls, want %d; %+v", s.Sends, heard+mostUnheard, s.Fallbacks)
+		}
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
@@ -480,14 +510,16 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 // A peer that does not read holds memory rightly, for as long as it likes.
 func TestSlowPeerIsNotMistakenForMissingCompletions(t *testing.T) {
 	link := lab.ForTest(t)
-	for _, silent := range []bool{false, true} {
+	for _, below := range []func(kernel) kernel{
+		func(k kernel) kernel { return k },
+		func(k kernel) kernel { return silentKernel{k, false} },
+		func(k kernel) kernel { return queuelessKernel{k} },
+	} {
 		near, far := smallReceiver(t, link)
 		cfg := *insist
 		cfg.patience = time.Millisecond
 		c := wrap(t, near, &cfg)
-		if silent {
-			c.s.kernel = silentKernel{c.s.kernel, false}
-		}
+		c.s.kernel = below(c.s.kernel)
 		p, want := allocNoise(t, 256<<10, 1)
 		_, err := c.WritePinned(p)
 		check(t, err)

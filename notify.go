@@ -112,6 +112,7 @@ type ledger struct {
 	plain    *plainBytes   // what else is in the stream; nil if that is nothing
 	sent     int64         // bytes of flagged calls
 	acked    int64         // the peer has acknowledged what lies before this position of the stream
+	heard    uint64        // next when the last completion was booked
 	freed    uint64        // the bytes of IDs below are acknowledged, or not held by the kernel
 	idleNow  chan struct{} // closed when nothing is in flight; nil if that is not waited for
 	counts   ledgerCounts  //
@@ -338,6 +339,9 @@ func (l *ledger) credit(s span, copied bool) (fresh uint64, finished *claim) {
 		l.complete = slices.Replace(l.complete, first, last, merged)
 	}
 	l.counts.idsInFlight -= fresh
+	if fresh > 0 {
+		l.heard = l.next
+	}
 	l.checkIdle()
 	return fresh, finished
 }
@@ -535,6 +539,18 @@ func (l *ledger) doubtful() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.held.Load() > 0 || l.wrong || l.counts.notifications == 0 && l.counts.sends >= reapEvery
+}
+
+// mostUnheard bounds what is lost where completions never come, until that is
+// certain. It is as much as a peer that pauses leaves in flight: net.core.optmem_max
+// allows some 150 notifications by default.
+const mostUnheard = 128
+
+// silent reports whether that many calls were made since the last completion.
+func (l *ledger) silent() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.next-l.heard >= mostUnheard
 }
 
 // distrusted reports whether distrust was called.

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -95,10 +96,21 @@ func init() {
 	children["flagged calls of several buffers fail"] = func() error {
 		return sendWhereCallsFail(flagRule(unix.SYS_SENDMSG, 2, unix.EINVAL))
 	}
+	children["sendto and sendmsg are forbidden"] = func() error {
+		return sendWhereCallsFail(seccompRule{call: unix.SYS_SENDTO, errno: unix.EPERM}, seccompRule{call: unix.SYS_SENDMSG, errno: unix.ENOSYS})
+	}
+	children["recvfrom is forbidden"] = readWhereRecvfromFails
+	children["recvmsg is forbidden"] = func() error {
+		return sendWhereCompletionsAreUnreadable(seccompRule{call: unix.SYS_RECVMSG, errno: unix.EPERM})
+	}
+	children["poll is forbidden"] = func() error {
+		return sendWhereCompletionsAreUnreadable(seccompRule{call: unix.SYS_POLL, errno: unix.ENOSYS}, seccompRule{call: unix.SYS_PPOLL, errno: unix.ENOSYS})
+	}
 }
 
 func TestKernelThatSaysYes(t *testing.T) {
-	for _, name := range []string{"option cannot be read", "option cannot be set", "flagged calls fail", "flagged calls of several buffers fail"} {
+	for _, name := range []string{"option cannot be read", "option cannot be set", "flagged calls fail", "flagged calls of several buffers fail",
+		"sendto and sendmsg are forbidden", "recvfrom is forbidden", "recvmsg is forbidden", "poll is forbidden"} {
 		t.Run(name, func(t *testing.T) { runChild(t, name) })
 	}
 }
@@ -179,6 +191,56 @@ func sendWhereCallsFail(rules ...seccompRule) error {
 	return nil
 }
 
+// readWhereRecvfromFails wants a Read that the runtime's poller has refused to
+// work where a filter allows what Read calls otherwise.
+func readWhereRecvfromFails() error {
+	c, far, err := childPair(nil)
+	if err != nil {
+		return err
+	}
+	defer far.Close()
+	defer c.Close()
+	if err := forbid(seccompRule{call: unix.SYS_RECVFROM, errno: unix.EPERM}); err != nil {
+		return err
+	}
+	received := beginCall(func() error { return receive(slowConn{c}, []byte("hello")) })
+	time.Sleep(10 * time.Millisecond) // let it find nothing first
+	if _, err := far.Write([]byte("hello")); err != nil {
+		return err
+	}
+	return <-received
+}
+
+// sendWhereCompletionsAreUnreadable wants little to be lent, and its waits to end,
+// also where the kernel does not tell what is acknowledged.
+func sendWhereCompletionsAreUnreadable(rules ...seccompRule) error {
+	cfg := *insist
+	cfg.patience = time.Millisecond
+	c, far, err := childPair(&cfg)
+	if err != nil {
+		return err
+	}
+	defer far.Close()
+	defer c.Close()
+	noQueue := seccompRule{unix.SYS_IOCTL, []seccompArg{{1, false, unix.SIOCOUTQ}}, unix.ENOTTY}
+	if err := forbid(append(rules, noQueue)...); err != nil {
+		return err
+	}
+	go io.Copy(io.Discard, far)
+	if _, err := io.Copy(c, io.LimitReader(zeros{}, 64<<20)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	if err := c.Flush(ctx); !errors.Is(err, ErrReleaseUnproven) {
+		return fmt.Errorf("Flush: %v, want %v", err, ErrReleaseUnproven)
+	}
+	if s := c.Stats(); s.Sends > mostUnheard || !s.CompletionsDistrusted {
+		return fmt.Errorf("%d flagged calls, distrusted %v", s.Sends, s.CompletionsDistrusted)
+	}
+	return nil
+}
+
 // waysToWrite are the calls that send flagged.
 var waysToWrite = []struct {
 	name  string
@@ -241,6 +303,19 @@ func TestFlaggedCallThatFailsIsRepeatedPlainly(t *testing.T) {
 				t.Errorf("%v after %d calls: refused %v, fallbacks %+v, distrusted %v", errno, after, s.ZeroCopyRefused, s.Fallbacks, s.CompletionsDistrusted)
 			}
 		}
+	}
+}
+
+func TestCallWithoutMemoryToPinIsRepeatedPlainly(t *testing.T) {
+	c, far := rejecting(t, unix.ENOMEM, 0, 1)
+	data := noise(256<<10, 1)
+	received := beginCall(func() error { return receive(far, data) })
+	ticket, err := c.WritePinned(Pin(data))
+	check(t, err)
+	check(t, ticket.Wait(testContext(t)))
+	check(t, <-received)
+	if s := c.Stats(); s.Fallbacks.Unpinnable != 1 || s.ZeroCopyRefused {
+		t.Errorf("refused %v, fallbacks %+v; want one fallback", s.ZeroCopyRefused, s.Fallbacks)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -153,6 +155,38 @@ func TestRawReadsExcludeOneAnother(t *testing.T) {
 	check(t, <-line)
 	check(t, <-look)
 	rest.wants(t, "rest")
+}
+
+// Of two deadlines that are set at once the same is in force for a read that the
+// runtime's poller refuses and for one that it does not.
+func TestDeadlinesThatAreSetAtOnce(t *testing.T) {
+	near, _ := loopbackPair(t)
+	c := wrap(t, near, nil)
+	const rounds = 5000
+	var arrived atomic.Int64
+	meet := func(n int64) {
+		for arrived.Add(1); arrived.Load() < n; {
+			runtime.Gosched()
+		}
+	}
+	var setters sync.WaitGroup
+	for i, deadline := range []time.Time{time.Unix(1, 0), never} {
+		setters.Go(func() {
+			for round := range int64(rounds) {
+				meet(4*round + 2)
+				check(t, c.SetReadDeadline(deadline))
+				meet(4*round + 4)
+				if i > 0 {
+					continue // the other one looks, and then begins the next round
+				}
+				passed := errors.Is(c.s.raw.Read(func(uintptr) bool { return true }), os.ErrDeadlineExceeded)
+				if at, _ := c.s.watch.readDeadline(); passed != (at != noDeadline) {
+					t.Errorf("round %d: the runtime's deadline has passed: %v, ours: %v", round, passed, at != noDeadline)
+				}
+			}
+		})
+	}
+	setters.Wait()
 }
 
 // Options are set by Control, as gRPC does it where it finds a *net.TCPConn.

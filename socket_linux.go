@@ -62,6 +62,9 @@ func (m *message) send(fd uintptr, flags int) (int, error) {
 		m.hdr.SetIovlen(m.n)
 		n, _, errno = unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&m.hdr)), uintptr(flags))
 	}
+	if flags&msgZeroCopy == 0 && rejected(errno) { // these calls, by a filter: Write takes others
+		n, _, errno = unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&m.iovs[0])), uintptr(m.n))
+	}
 	if errno != 0 {
 		return 0, errno
 	}
@@ -78,6 +81,10 @@ func receiveNow(fd uintptr, b []byte) (int, error) {
 		case 0:
 			return int(n), nil
 		case unix.EINTR:
+		case unix.EPERM, unix.EACCES, unix.ENOSYS: // this call, by a filter: Read takes another
+			if n, err := unix.Read(int(fd), b); err != unix.EINTR {
+				return max(n, 0), err
+			}
 		default:
 			return 0, errno
 		}

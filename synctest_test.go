@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -401,6 +402,60 @@ func TestBubbleNeedsNoLockOfADroppedConn(t *testing.T) {
 	}
 	l.mu.Unlock()
 	eventually(t, "the Conn counts as dropped", func() bool { runtime.GC(); return droppedSoFar().Conns > before })
+}
+
+// TestBubbleNeedsNoLockOfADroppedBuffer is the same about the lock of a pool,
+// whose Close may have to wait for a Get that starts something outside.
+func TestBubbleNeedsNoLockOfADroppedBuffer(t *testing.T) {
+	pool, err := NewPool(4096, 1)
+	check(t, err)
+	before := droppedSoFar().Buffers
+	eventually(t, "nothing runs outside for bubbles", func() bool { return !outer.started.Load() })
+	_, ok := pool.tryGet()
+	if !ok {
+		t.Fatal("the pool is empty")
+	}
+	done := make(chan struct{})
+	pool.mu.Lock()
+	runtime.GC()
+	go func() {
+		defer close(done)
+		synctest.Test(t, func(*testing.T) { newSignal() })
+	}()
+	select {
+	case <-done:
+	case <-time.After(testTimeout):
+		t.Error("nothing is started outside of a bubble while a dropped buffer waits for its pool's lock")
+	}
+	pool.mu.Unlock()
+	<-done
+	eventually(t, "the buffer counts as dropped", func() bool { runtime.GC(); return droppedSoFar().Buffers > before })
+	check(t, pool.Close())
+}
+
+// TestBubbleDoesNotWaitForAHook has a write of a bubble find a message for
+// Config.ErrorQueue.
+func TestBubbleDoesNotWaitForAHook(t *testing.T) {
+	leave, left := make(chan struct{}), make(chan struct{})
+	near, _ := loopbackPair(t)
+	c := wrap(t, near, &Config{Threshold: 1, ErrorQueue: func(*net.TCPConn, ErrorQueueMessage) { <-leave; close(left) }})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		synctest.Test(t, func(t *testing.T) {
+			c.s.foreign.add(ErrorQueueMessage{})
+			_, err := c.WritePinned(Pin(make([]byte, 4096)))
+			check(t, err)
+		})
+	}()
+	select {
+	case <-done:
+	case <-time.After(testTimeout):
+		t.Error("the bubble does not end before the hook does")
+	}
+	close(leave)
+	<-left
+	<-done
 }
 
 func TestClockIsNotThatOfTheBubble(t *testing.T) {

@@ -69,12 +69,18 @@ func (w *watch) wake() {
 	w.wakeReaders()
 }
 
-func (w *watch) setDeadline(t time.Time) {
+// setDeadline sets the deadline of reads here and, by set, for the runtime, in
+// one step: else two that are set at once could be in force at the same time.
+func (w *watch) setDeadline(t time.Time, set func(time.Time) error) error {
 	at := byClock(t)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := set(t); err != nil {
+		return err
+	}
 	w.deadline, w.known = at, true
 	w.wakeReaders()
+	return nil
 }
 
 // noDeadline is the deadline of reads that have none.

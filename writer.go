@@ -347,7 +347,12 @@ func (w *write) sendNext(fd uintptr) error {
 	if !w.flagNext(fd) {
 		return w.sendCopied(fd)
 	}
-	switch err := w.sendFlagged(fd); err {
+	err := w.sendFlagged(fd)
+	if errno, ok := err.(syscall.Errno); ok && rejected(errno) {
+		w.invalid(err)
+		return nil
+	}
+	switch err {
 	case errUnheard:
 		return nil
 	case errUntrusted:
@@ -359,15 +364,22 @@ func (w *write) sendNext(fd uintptr) error {
 	case syscall.EOPNOTSUPP:
 		w.refuse(err)
 		return nil
-	case syscall.EINVAL, syscall.EPERM, syscall.EACCES, syscall.ENOSYS, syscall.ENOPROTOOPT:
-		w.invalid(err)
-		return nil
-	case syscall.EFAULT: // memory of a kind that cannot be pinned, or no memory at all: Write would know
+	case syscall.EFAULT, syscall.ENOMEM: // memory that cannot be pinned, or no memory at all: Write would know
 		w.sendPlainly(reasonUnpinnable)
 		return nil
 	default:
 		return err
 	}
+}
+
+// rejected reports whether errno is of a kernel, a sandbox or a filter that does
+// not let the call be made.
+func rejected(errno syscall.Errno) bool {
+	switch errno {
+	case syscall.EINVAL, syscall.EPERM, syscall.EACCES, syscall.ENOSYS, syscall.ENOPROTOOPT:
+		return true
+	}
+	return false
 }
 
 // sendPlainly has the rest of the write copied.
