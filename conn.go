@@ -90,7 +90,7 @@ type Config struct {
 
 	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven, and at debug level
 	// messages for want of an ErrorQueue. It may be called inside of a write, and must not use the connection. nil logs
-	// nothing.
+	// nothing, except that the first connection of the process whose completions turn out to be wrong tells slog.Default().
 	Logger *slog.Logger
 
 	// insist keeps flagging on a path that copies: for tests of completions over loopback.
@@ -454,17 +454,28 @@ func cause(err error) error {
 // refuse turns flagged calls off for good.
 func (s *socket) refuse(err error) {
 	if s.refused.CompareAndSwap(nil, &err) {
-		s.log(slog.LevelWarn, "zero-copy sends turned off", "error", err)
+		s.log(slog.LevelWarn, turnedOff, "error", err)
 	}
 }
 
 // distrust is called with proof that completions do not tell what is in flight.
 // From here on they finish no ticket, and every write copies.
 func (s *socket) distrust(why error) {
-	if s.ledger().distrust() {
-		s.refuse(why)
+	if !s.ledger().distrust() || !s.refused.CompareAndSwap(nil, &why) {
+		return
 	}
+	if s.cfg.Logger != nil || distrustTold.Swap(true) {
+		s.log(slog.LevelError, turnedOff, "error", why)
+		return
+	}
+	slog.Error("zcnet: "+turnedOff, "error", why, "local", s.tc.LocalAddr(), "remote", s.tc.RemoteAddr())
 }
+
+// distrustTold is set when a connection without a Logger has told slog.Default()
+// that its completions are not believed. One is enough: it may be so with all.
+var distrustTold atomic.Bool
+
+const turnedOff = "zero-copy sends turned off"
 
 // Why completions are not believed.
 var (
