@@ -33,6 +33,17 @@ type rawConn struct {
 	c *Conn
 }
 
+// Write and Control are those of the embedded one. A Conn in use is not dropped.
+func (r rawConn) Write(f func(fd uintptr) (done bool)) error {
+	defer runtime.KeepAlive(r.c)
+	return r.RawConn.Write(f)
+}
+
+func (r rawConn) Control(f func(fd uintptr)) error {
+	defer runtime.KeepAlive(r.c)
+	return r.RawConn.Control(f)
+}
+
 // Read calls f until it returns true, as RawConn.Read does. Reads of every kind
 // exclude one another, as those of *net.TCPConn do.
 func (r rawConn) Read(f func(fd uintptr) (done bool)) error {
