@@ -10,7 +10,9 @@ import (
 )
 
 // newLedger returns a ledger whose next ID is start.
-func newLedger(start uint64) *ledger { return &ledger{base: start, next: start, heard: mark{ids: start}} }
+func newLedger(start uint64) *ledger {
+	return &ledger{base: start, next: start, heard: mark{ids: start}}
+}
 
 // writeIDs books a write of n calls of size bytes each, and seals it.
 func writeIDs(l *ledger, n, size int) Ticket {

@@ -21,7 +21,7 @@ var exclusions = []exclusion{
 	{"", "TestTenThousandConnections|TestEveryWaitEnds|TestConnectionsThatHaveEndedCostNothing", "making that many connections takes minutes under emulation, and what they cost is that of the emulation"},
 	{"", "ReadFrom|Bubble|TestRawReadsBehaveLikeTCP|TestEveryStyleOfReading|TestConcurrentWritesAreContiguous|" +
 		"TestNoCompletionIsMissed|TestConnectionThatHasEndedKeepsNobodyBusy|TestMaxInFlightLets|TestSocketIsWrappedOnce|TestWriterFindsOut|" +
-		"TestRefusalsByMemlock|TestCallsOfAWrite", "they take 5 to 30 seconds each under emulation, and what the kernel does in them others ask, too"},
+		"TestRefusalsByMemlock|TestCallsOfAWrite|TestAnothersCallsAmongOurs|TestSlowPeerIsNotMistaken|TestPeerResetInEveryState", "they take 5 to 30 seconds each under emulation, and what the kernel does in them others ask, too"},
 	{"", "Histories|TestAHistoryCanBeRepeated|^Fuzz", "their kernel is a fake one"},
 	{"6.1", "TestSmallOptmemNeverBlocks|TestENOBUFSIsRare|TestWriterReadsCompletionsThatNobodyElseReads", "net.core.optmem_max belongs to a network namespace since Linux 6.8 only"},
 	{"6.1", "TestMemoryHeldByADeviceIsNeverReused", "with this kernel the reset gives back the memory that the test wants the device's queue to hold, for a reason not yet known"},
