@@ -30,15 +30,15 @@ func deliveryOf(fd uintptr) (d delivery, err error) {
 	for range steadyTries {
 		before, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
-			return d, untold("getsockopt TCP_INFO", err)
+			return d, untold(os.NewSyscallError("getsockopt TCP_INFO", err))
 		}
-		unacked, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		unacked, err := sendQueue(fd)
 		if err != nil {
-			return d, untold("ioctl SIOCOUTQ", err)
+			return d, untold(err)
 		}
 		after, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
-			return d, untold("getsockopt TCP_INFO", err)
+			return d, untold(os.NewSyscallError("getsockopt TCP_INFO", err))
 		}
 		d = delivery{acked: after.Bytes_acked, written: after.Bytes_acked + uint64(unacked)}
 		switch before.State {
@@ -56,6 +56,6 @@ func deliveryOf(fd uintptr) (d delivery, err error) {
 }
 
 // untold makes the error of a system that does not answer, as some sandboxes do not.
-func untold(call string, err error) error {
-	return fmt.Errorf("this system does not tell what the peer has acknowledged: %w: %w", os.NewSyscallError(call, err), errors.ErrUnsupported)
+func untold(err error) error {
+	return fmt.Errorf("this system does not tell what the peer has acknowledged: %w: %w", err, errors.ErrUnsupported)
 }

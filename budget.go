@@ -50,7 +50,7 @@ func renewLimits(now time.Duration) *limits {
 
 // A tally counts what is in flight: what closed connections hold, and what the kernel charges to RLIMIT_MEMLOCK. It
 // remembers how much the kernel let be charged when it last refused. The limit is one for all processes of a user, and the
-// kernel tells nobody what the others have.
+// kernel does not tell what the others have.
 type tally struct {
 	pinned    atomic.Int64
 	refused   bound

@@ -393,7 +393,7 @@ func (s *socket) newVigil(p grace) *vigil {
 
 // A backlog is what the peer has not acknowledged of what was sent.
 type backlog struct {
-	left int           // bytes, the end of the stream included; 0 if the peer never will
+	left int64         // bytes, the end of the stream included; 0 if the peer never will
 	shut time.Duration // for how long its window has been closed; 0 if packets are on their way
 	rtt  time.Duration // of a round trip, smoothed
 }

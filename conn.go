@@ -166,7 +166,7 @@ func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) /
 // returns c itself, unchanged. [Probe] says why. The result replaces c, which must not be used for reading or
 // closing any more. Deadlines that were set before still hold; set them on the result from then on. Setting
 // ZCNET_DISABLE=1 in the environment makes Wrap return its input always. Of a cfg that is not valid, which NewConn
-// returns an error for, cfg.Logger hears.
+// returns an error for, cfg.Logger is told.
 func Wrap(c net.Conn, cfg *Config) net.Conn {
 	tc, ok := c.(*net.TCPConn)
 	if !ok {
@@ -461,9 +461,10 @@ func (s *socket) refuse(err error) {
 // distrust is called with proof that completions do not tell what is in flight.
 // From here on they finish no ticket, and every write copies.
 func (s *socket) distrust(why error) {
-	if !s.ledger().distrust() || !s.refused.CompareAndSwap(nil, &why) {
+	if !s.ledger().distrust() {
 		return
 	}
+	s.refused.CompareAndSwap(nil, &why)
 	if s.cfg.Logger != nil || distrustTold.Swap(true) {
 		s.log(slog.LevelError, turnedOff, "error", why)
 		return
@@ -536,7 +537,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // makes the kernel give the memory up, and tickets report [ErrConnFailed]. What a device still holds after another
 // CloseTimeout at the latest is given up for lost: tickets report [ErrReleaseUnproven], Stats says how many bytes, and
 // the memory is never used again. Stats counts the closed connections of the process that hold memory, how much, and
-// those that had to be reset; Logger hears of each of them.
+// those that had to be reset; Logger is told of each of them.
 //
 // Close needs no descriptor to spare: at the limit of the process it keeps the connection's own in use for as long. Where
 // connect(2), by which the library resets, is forbidden, as by a seccomp filter, the connection times out instead, which

@@ -90,7 +90,7 @@ func (p *Pool) watchSelf() {
 }
 
 // dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
-// *net.TCPConn, which then closes itself, unless somebody still uses it. If that takes longer than Close would wait, the
+// *net.TCPConn, which then closes itself, unless it is still in use. If that takes longer than Close would wait, the
 // connection is closed.
 func (s *socket) dropped() {
 	if s.ledger().isClosed() {

@@ -80,8 +80,8 @@ var errorQueues = sync.Pool{New: func() any {
 	return e
 }}
 
-// reap reads the error queue until it is empty, and sets up who reads it next. It blocks for the lock of another reader of
-// the same queue only, and for Config.ErrorQueue.
+// reap reads the error queue until it is empty, and sets up who reads it next. It
+// blocks for the lock of another reader of the same queue only.
 func (s *socket) reap() {
 	e := errorQueues.Get().(*errorQueue)
 	e.s = s
@@ -178,7 +178,7 @@ func (s *socket) proveReleased(fd uintptr) (told bool) {
 // in flight. It reports whether they tell anything.
 func (s *socket) askKernel() (provable bool) {
 	l := s.ledger()
-	err := s.control(func(fd uintptr) {
+	_ = s.control(func(fd uintptr) {
 		if provable = s.prove(fd); l.idle() {
 			return
 		}
@@ -187,13 +187,6 @@ func (s *socket) askKernel() (provable bool) {
 		told := s.proveReleased(fd)
 		provable = provable || told
 	})
-	switch {
-	case err == nil:
-	case l.distrusted():
-		s.abandon()
-	default: // closed, with all completions read: they have to do
-		l.acknowledged(math.MaxInt64)
-	}
 	return provable
 }
 

@@ -427,7 +427,7 @@ func (k *fakeKernel) backlog(fd uintptr) (b backlog) {
 	if k.dead {
 		return backlog{}
 	}
-	b = backlog{left: k.used, rtt: time.Millisecond}
+	b = backlog{left: int64(k.used), rtt: time.Millisecond}
 	if !k.asked {
 		b.left++
 	}

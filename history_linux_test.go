@@ -169,7 +169,7 @@ func newHistory(t *testing.T, set settings) *history {
 	}
 	tc := &net.TCPConn{}
 	s := &socket{tc: tc, raw: fakeRaw{h.k, mainFD}, kernel: h.k, cfg: cfg.withDefaults()}
-	s.books.Store(&ledger{reader: s, total: &tally{}, base: start, next: start, heard: mark{ids: start}, gated: true, plain: &s.plain})
+	s.books.Store(&ledger{reader: s, total: &tally{}, base: start, next: start, answered: mark{ids: start}, gated: true, plain: &s.plain})
 	h.k.s = s
 	h.c = &Conn{TCPConn: tc, s: s}
 	var err error

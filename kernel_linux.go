@@ -78,7 +78,10 @@ func (system) connecting(fd uintptr) bool {
 	return state == tcpSynSent || state == tcpSynRecv
 }
 
-func (system) unacknowledged(fd uintptr) (int64, bool) { return sendQueue(fd) }
+func (system) unacknowledged(fd uintptr) (int64, bool) {
+	n, err := sendQueue(fd)
+	return n, err == nil
+}
 
 func (system) join(s *socket) error { return thePoller.join(s) }
 func (system) arm(fd uintptr, s *socket, i interest, again bool) error {

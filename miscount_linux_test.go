@@ -495,7 +495,7 @@ func TestLittleIsLentWithoutCompletions(t *testing.T) {
 		c := wrap(t, near, insist)
 		c.s.kernel = silentKernel{c.s.kernel, true}
 		data := noise(64<<10, 1)
-		most := mostUnheardBytes / len(data)
+		most := mostUnansweredBytes / len(data)
 		for i := range heard + most + 50 {
 			if i == heard {
 				onDescriptor(t, c, func(fd int) { check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 0)) })
@@ -516,6 +516,72 @@ func TestLittleIsLentWithoutCompletions(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// A completion is read, and everything is acknowledged, before its call has
+// returned. The write finds that out itself: there will be no event.
+func TestCompletionBeforeItsCallReturnsIsProven(t *testing.T) {
+	near, far := loopbackPair(t)
+	c := wrap(t, near, insist)
+	in, out := make(chan struct{}), make(chan struct{})
+	c.s.kernel = &parkingKernel{kernel: c.s.kernel, in: in, out: out}
+	data := noise(page, 1)
+	var ticket Ticket
+	written := beginCall(func() (err error) { ticket, err = c.WritePinned(Pin(data)); return err })
+	<-in
+	expect(t, far, data)
+	eventually(t, "all is acknowledged", func() bool { return unacknowledged(t, c) == 0 })
+	c.s.reap()
+	close(out)
+	check(t, <-written)
+	if ticket.pending() {
+		t.Error("the ticket is pending, with everything acknowledged and its completion read")
+	}
+}
+
+// A check looks at all connections, a part of them at a time.
+func TestEveryConnectionIsChecked(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	var tickets []Ticket
+	for range 2*roundPart + 10 {
+		near, err := net.Dial("tcp4", l.Addr().String())
+		check(t, err)
+		t.Cleanup(func() { near.Close() })
+		far, err := l.Accept()
+		check(t, err)
+		t.Cleanup(func() { far.Close() })
+		c := wrap(t, near.(*net.TCPConn), insist)
+		onDescriptor(t, c, func(fd int) { check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 0)) })
+		ticket, err := c.WritePinned(Pin(make([]byte, page)))
+		check(t, err)
+		tickets = append(tickets, ticket)
+	}
+	for i, ticket := range tickets {
+		if err := ticket.Wait(testContext(t)); err != nil {
+			t.Fatalf("connection %d of %d: %v", i, len(tickets), err)
+		}
+	}
+}
+
+// A wrong count is told though zero-copy was turned off before.
+func TestWrongCountIsToldAfterFile(t *testing.T) {
+	near, far := loopbackPair(t)
+	var log syncBuffer
+	c := wrap(t, near, logging(&log, *insist))
+	onDescriptor(t, c, func(fd int) { check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ZEROCOPY, 0)) })
+	data := noise(page, 1)
+	ticket, err := c.WritePinned(Pin(data))
+	check(t, err)
+	expect(t, far, data)
+	f, err := c.File()
+	check(t, err)
+	defer f.Close()
+	check(t, ticket.Wait(testContext(t)))
+	if !strings.Contains(log.String(), errNoCompletions.Error()) {
+		t.Errorf("the log does not tell of it:\n%s", log.String())
+	}
+}
 
 // A peer that does not read holds memory rightly, for as long as it likes.
 func TestSlowPeerIsNotMistakenForMissingCompletions(t *testing.T) {

@@ -112,7 +112,7 @@ type ledger struct {
 	plain    *plainBytes   // what else is in the stream; nil if that is nothing
 	sent     int64         // bytes of flagged calls
 	acked    int64         // the peer has acknowledged what lies before this position of the stream
-	heard    mark          // when the last completion was booked
+	answered mark          // when the last completion was booked
 	freed    uint64        // the bytes of IDs below are acknowledged, or not held by the kernel
 	idleNow  chan struct{} // closed when nothing is in flight; nil if that is not waited for
 	counts   ledgerCounts  //
@@ -340,7 +340,7 @@ func (l *ledger) credit(s span, copied bool) (fresh uint64, finished *claim) {
 	}
 	l.counts.idsInFlight -= fresh
 	if fresh > 0 {
-		l.heard = mark{l.next, l.sent}
+		l.answered = mark{l.next, l.sent}
 	}
 	l.checkIdle()
 	return fresh, finished
@@ -541,12 +541,12 @@ func (l *ledger) doubtful() bool {
 	return l.held.Load() > 0 || l.wrong || l.counts.notifications == 0 && l.counts.sends >= reapEvery
 }
 
-// mostUnheard and mostUnheardBytes together bound what is lost where completions
+// mostUnanswered and mostUnansweredBytes together bound what is lost where completions
 // never come, until that is certain. It is more than goes out between two
 // completions on a connection that has them: calls that are short share one.
 const (
-	mostUnheard      = 128
-	mostUnheardBytes = 16 << 20
+	mostUnanswered      = 128
+	mostUnansweredBytes = 16 << 20
 )
 
 // silent reports whether that many calls with so much were made since the last
@@ -554,7 +554,7 @@ const (
 func (l *ledger) silent() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.next-l.heard.ids >= mostUnheard && l.sent-l.heard.sent >= mostUnheardBytes
+	return l.next-l.answered.ids >= mostUnanswered && l.sent-l.answered.sent >= mostUnansweredBytes
 }
 
 // distrusted reports whether distrust was called.

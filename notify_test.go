@@ -11,7 +11,7 @@ import (
 
 // newLedger returns a ledger whose next ID is start.
 func newLedger(start uint64) *ledger {
-	return &ledger{base: start, next: start, heard: mark{ids: start}}
+	return &ledger{base: start, next: start, answered: mark{ids: start}}
 }
 
 // writeIDs books a write of n calls of size bytes each, and seals it.
@@ -156,6 +156,26 @@ func TestCompletionOfACallThatFailedIsRejected(t *testing.T) {
 	l.completed(0, 0, false)
 	if counts, _ := l.snapshot(); !ticket.Ready() || counts.rejected != 1 {
 		t.Errorf("ready %v, rejected %d; want true, 1", ticket.Ready(), counts.rejected)
+	}
+}
+
+// A plain call is in the stream before a flagged one, and has not returned when
+// that does: its bytes must not be taken for later ones.
+func TestPlainBytesBeforeAFlaggedCallProveNothing(t *testing.T) {
+	l := newLedger(0)
+	l.gated, l.plain = true, &plainBytes{}
+	l.plain.begin(100)
+	ticket := writeIDs(l, 1, 1000)
+	l.completed(0, 0, false)
+	l.plain.end(100, 100)
+	at := l.mark()
+	l.acknowledged(at.sent - 100) // the peer lacks the last bytes of the flagged call
+	if ticket.Ready() {
+		t.Fatal("the ticket is done, with 100 of its bytes not acknowledged")
+	}
+	l.acknowledged(at.sent)
+	if !ticket.Ready() {
+		t.Fatal("the ticket is not done, with everything acknowledged")
 	}
 }
 

@@ -91,9 +91,9 @@ func inUse(fd int) bool {
 	if n, err := unix.Poll(p, 0); err == nil && n > 0 && p[0].Revents&unix.POLLERR != 0 {
 		return true
 	}
-	unacked, ok := sendQueue(uintptr(fd))
+	unacked, err := sendQueue(uintptr(fd))
 	notes, known := optionMemory(uintptr(fd)) // of socket filters, too
-	return ok && known && unacked > 0 && notes > 0
+	return err == nil && known && unacked > 0 && notes > 0
 }
 
 // setZeroCopy sets the option and reads it back, because a sandbox may take any

@@ -241,7 +241,7 @@ func sendWhereCompletionsAreUnreadable(below func(kernel) kernel, rules ...secco
 	if err := c.Flush(ctx); !errors.Is(err, ErrReleaseUnproven) {
 		return fmt.Errorf("Flush: %v, want %v", err, ErrReleaseUnproven)
 	}
-	if s := c.Stats(); s.Sends > mostUnheard || !s.CompletionsDistrusted {
+	if s := c.Stats(); s.Sends > mostUnanswered || !s.CompletionsDistrusted {
 		return fmt.Errorf("%d flagged calls, distrusted %v", s.Sends, s.CompletionsDistrusted)
 	}
 	return nil

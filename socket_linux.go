@@ -100,15 +100,18 @@ func lostUnacknowledged(fd uintptr) bool {
 	if !dead(fd) {
 		return false
 	}
-	left, ok := sendQueue(fd)
-	return ok && left > 0
+	left, err := sendQueue(fd)
+	return err == nil && left > 0
 }
 
 // sendQueue returns how many bytes the peer has not acknowledged (SIOCOUTQ, tcp(7)). A FIN counts as one.
-func sendQueue(fd uintptr) (bytes int64, ok bool) {
+func sendQueue(fd uintptr) (bytes int64, err error) {
 	var n int32
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)))
-	return int64(n), errno == 0
+	if errno != 0 {
+		return 0, os.NewSyscallError("ioctl SIOCOUTQ", errno)
+	}
+	return int64(n), nil
 }
 
 // optionMemory returns sk_omem_alloc (SO_MEMINFO, sk_get_meminfo in net/core/sock.c; Linux 4.12).
@@ -163,7 +166,7 @@ func backlogOf(fd uintptr) backlog {
 	if err != nil || info.State == tcpClose {
 		return backlog{}
 	}
-	left, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	left, err := sendQueue(fd)
 	if err != nil {
 		return backlog{}
 	}

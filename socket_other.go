@@ -43,8 +43,6 @@ type completionKernel interface{}
 
 func (s *socket) expectCompletion(uintptr) error      { return errNoZeroCopy }
 func (s *socket) drain(uintptr) uint64                { return 0 }
-func (s *socket) prove(uintptr) bool                  { return false }
-func (s *socket) askKernel() bool                     { return false }
 func (s *socket) awaitRead() (<-chan struct{}, error) { return nil, errNoZeroCopy }
 func (s *socket) await()                              {}
 func (s *socket) detachOwn()                          {}

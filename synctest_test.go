@@ -387,10 +387,18 @@ func TestBubbleNeedsNoLockOfADroppedConn(t *testing.T) {
 	l := c.s.ledger()
 	before := droppedSoFar().Conns
 	eventually(t, "nothing runs outside for bubbles", func() bool { return !outer.started.Load() })
-	done := make(chan struct{})
 	l.mu.Lock()
 	c = nil
+	wantOutside(t, &l.mu, "a dropped Conn waits for its lock")
+	eventually(t, "the Conn counts as dropped", func() bool { runtime.GC(); return droppedSoFar().Conns > before })
+}
+
+// wantOutside starts something outside of a bubble after a garbage collection,
+// while mu is held, which it unlocks.
+func wantOutside(t *testing.T, mu *sync.Mutex, meanwhile string) {
+	t.Helper()
 	runtime.GC()
+	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		synctest.Test(t, func(*testing.T) { newSignal() })
@@ -398,10 +406,10 @@ func TestBubbleNeedsNoLockOfADroppedConn(t *testing.T) {
 	select {
 	case <-done:
 	case <-time.After(testTimeout):
-		t.Error("nothing is started outside of a bubble while a dropped Conn waits for its lock")
+		t.Errorf("nothing is started outside of a bubble while %s", meanwhile)
 	}
-	l.mu.Unlock()
-	eventually(t, "the Conn counts as dropped", func() bool { runtime.GC(); return droppedSoFar().Conns > before })
+	mu.Unlock()
+	<-done
 }
 
 // TestBubbleNeedsNoLockOfADroppedBuffer is the same about the lock of a pool,
@@ -415,20 +423,8 @@ func TestBubbleNeedsNoLockOfADroppedBuffer(t *testing.T) {
 	if !ok {
 		t.Fatal("the pool is empty")
 	}
-	done := make(chan struct{})
 	pool.mu.Lock()
-	runtime.GC()
-	go func() {
-		defer close(done)
-		synctest.Test(t, func(*testing.T) { newSignal() })
-	}()
-	select {
-	case <-done:
-	case <-time.After(testTimeout):
-		t.Error("nothing is started outside of a bubble while a dropped buffer waits for its pool's lock")
-	}
-	pool.mu.Unlock()
-	<-done
+	wantOutside(t, &pool.mu, "a dropped buffer waits for its pool's lock")
 	eventually(t, "the buffer counts as dropped", func() bool { runtime.GC(); return droppedSoFar().Buffers > before })
 	check(t, pool.Close())
 }

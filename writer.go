@@ -279,9 +279,6 @@ func (w *write) run() (Ticket, error) {
 		w.err = cause(err)
 	}
 	t, err := w.ticket(), w.failure()
-	if w.claim != nil && w.claim.l.held.Load() > 0 {
-		w.s.askKernel()
-	}
 	w.s.count(&w.progress)
 	w.s.deliver()
 	return t, err
@@ -353,7 +350,7 @@ func (w *write) sendNext(fd uintptr) error {
 		return nil
 	}
 	switch err {
-	case errUnheard:
+	case errUnwatched:
 		return nil
 	case errUntrusted:
 		w.sendPlainly(reasonRefused)
@@ -399,9 +396,9 @@ func (w *write) invalid(err error) {
 	w.sendPlainly(reasonRefused)
 }
 
-// errUnheard is the error of a flagged call that was not made, because its
+// errUnwatched is the error of a flagged call that was not made, because its
 // completion could not be waited for.
-var errUnheard = errors.New("completions cannot be waited for")
+var errUnwatched = errors.New("completions cannot be waited for")
 
 // flagNext decides for the next part of the write whether to send it with MSG_ZEROCOPY.
 func (w *write) flagNext(fd uintptr) bool {
@@ -442,7 +439,7 @@ func (w *write) sendFlagged(fd uintptr) error {
 			l.cancel()
 			w.s.postpone(w.now, err)
 			w.sendPlainly(reasonRefused)
-			return errUnheard
+			return errUnwatched
 		}
 		w.s.resume()
 	}
@@ -460,10 +457,10 @@ func (w *write) sendFlagged(fd uintptr) error {
 		return err
 	}
 	l.commit(w.claim, n)
-	if w.s.calls++; w.s.calls%reapEvery == 0 || !w.s.path.free.Load() {
-		w.s.drain(fd) // at once while a completion has yet to tell what the path does
-	} else if l.held.Load() > 0 {
-		w.s.prove(fd)
+	// At once while a completion has yet to tell what the path does, or has come
+	// before what it is about was known to be acknowledged.
+	if w.s.calls++; w.s.calls%reapEvery == 0 || !w.s.path.free.Load() || l.held.Load() > 0 {
+		w.s.drain(fd)
 	}
 	w.tries--
 	w.advance(n)
@@ -485,6 +482,9 @@ func (w *write) sendCopied(fd uintptr) error {
 	w.s.stats.copiedBytes.Add(int64(n))
 	w.s.plain.begin(n) // nothing else is sent meanwhile
 	w.s.plain.end(n, n)
+	if w.claim != nil && w.claim.l.held.Load() > 0 {
+		w.s.drain(fd)
+	}
 	w.advance(n)
 	return nil
 }
@@ -523,7 +523,7 @@ func (w *write) advance(n int) {
 	}
 }
 
-// refuse makes the connection copy from here on: it cannot send the flag, or not hear the completions, after all.
+// refuse makes the connection copy from here on: flagged calls do not work on it after all.
 func (w *write) refuse(err error) {
 	w.s.refuse(err)
 	w.sendPlainly(reasonRefused)
