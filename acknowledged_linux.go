@@ -19,13 +19,17 @@ func (s *socket) delivery() (d delivery, err error) {
 // steadyTries is how often deliveryOf asks while acknowledgements come in between.
 const steadyTries = 100
 
-// deliveryOf asks two questions, because no single one has an answer: what was acknowledged in all (TCP_INFO) and what
-// was written and is not (SIOCOUTQ, tcp(7)). Their answers add up to what was written if nothing was acknowledged in
-// between, which the first question, asked again, tells. If acknowledgements never pause for so long, the sum is too
-// high by the last of them: a caller may then wait for a little of what was written later, but never for too little.
+// deliveryOf asks two questions, because no single one has an answer: what was
+// acknowledged in all (TCP_INFO) and what was written and is not (SIOCOUTQ,
+// tcp(7)). Their answers add up to what was written if nothing was acknowledged
+// in between, which the first question, asked again, tells. If acknowledgements
+// never pause for so long, the sum is too high by the last of them: a caller
+// may then wait for a little of what was written later, but never for too
+// little.
 //
-// The kernel loads the state before it takes the socket's lock, under which it loads the rest (tcp_get_info in
-// net/ipv4/tcp.c): the rest is as new as the state, or newer.
+// The kernel loads the state before it takes the socket's lock, under which it
+// loads the rest (tcp_get_info in net/ipv4/tcp.c): the rest is as new as the
+// state, or newer.
 func deliveryOf(fd uintptr) (d delivery, err error) {
 	for range steadyTries {
 		before, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)

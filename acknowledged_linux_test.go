@@ -55,7 +55,8 @@ func acknowledging(t testing.TB, c *Conn) (result chan error) {
 	return result
 }
 
-// waysIntoTheStream are all that bytes can take into the stream. Each queues content, which fits the send buffer.
+// waysIntoTheStream are all that bytes can take into the stream. Each queues
+// content, which fits the send buffer.
 var waysIntoTheStream = []struct {
 	name  string
 	write func(t *testing.T, c *Conn, content []byte) error
@@ -139,7 +140,8 @@ func TestAcknowledgedDoesNotWaitForLaterWrites(t *testing.T) {
 	}
 }
 
-// Others write all the time, and acknowledgements come all the time, while positions are taken.
+// Others write all the time, and acknowledgements come all the time, while
+// positions are taken.
 func TestAcknowledgedAmongOtherWriters(t *testing.T) {
 	near, far := loopbackPair(t)
 	c := wrap(t, near, nil)
@@ -237,7 +239,8 @@ func TestAcknowledgedOfAHalfClosedConnection(t *testing.T) {
 	}
 }
 
-// The end of the stream takes a place in it, and may be unacknowledged for longer than the bytes.
+// The end of the stream takes a place in it, and may be unacknowledged for
+// longer than the bytes.
 func TestAcknowledgedDoesNotWaitForTheEndOfTheStream(t *testing.T) {
 	link := lab.ForTest(t)
 	near, far := labPair(t, link)
@@ -290,8 +293,9 @@ func TestAcknowledgedHearsOfACompletion(t *testing.T) {
 	check(t, <-result)
 }
 
-// Nil of Wait says that memory is free, of Acknowledged that the bytes have arrived. A part that the library copied is
-// in the socket's buffer, and the completion of another part says nothing about it.
+// Nil of Wait says that memory is free, of Acknowledged that the bytes have
+// arrived. A part that the library copied is in the socket's buffer, and the
+// completion of another part says nothing about it.
 func TestNilOfWaitDoesNotMeanAcknowledged(t *testing.T) {
 	link := lab.ForTest(t)
 	near, _ := labPair(t, link)
@@ -316,8 +320,9 @@ func TestAcknowledgedWhereTheSystemDoesNotTell(t *testing.T) {
 	}
 }
 
-// By TCP Fast Open a connection is accepted, and written to, before its handshake is complete; until then the kernel says
-// that nothing is unacknowledged.
+// By TCP Fast Open a connection is accepted, and written to, before its
+// handshake is complete; until then the kernel says that nothing is
+// unacknowledged.
 func TestAcknowledgedBeforeTheHandshakeIsComplete(t *testing.T) {
 	link := lab.ForTest(t)
 	check(t, link.Sender.SetSysctl("net.ipv4.tcp_fastopen", "1538")) // every listener, without a cookie

@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// This file bounds what is in flight: by Config.MaxInFlight, by what the kernel is known to allow, and, when it has
-// refused a call all the same (ENOBUFS), by what it has been found to allow.
+// This file bounds what is in flight: by Config.MaxInFlight, by what the kernel
+// is known to allow, and, when it has refused a call all the same (ENOBUFS), by
+// what it has been found to allow.
 
 // limits are what the kernel lets be in flight, as far as the system tells.
 type limits struct {
@@ -25,8 +26,9 @@ const notificationCharge = 832
 // noLimits is for a system that tells none.
 var noLimits = limits{ids: math.MaxUint64, pinned: math.MaxInt64}
 
-// limitsHold is for how long limits are taken for granted, those that were read as well as those that a refusal has told.
-// They may change at any time, and what they leave room for is to be used within a second.
+// limitsHold is for how long limits are taken for granted, those that were read
+// as well as those that a refusal has told. They may change at any time, and
+// what they leave room for is to be used within a second.
 const limitsHold = 500 * time.Millisecond
 
 var knownLimits atomic.Pointer[limits]
@@ -39,8 +41,8 @@ func currentLimits(now time.Duration) *limits {
 	return renewLimits(now)
 }
 
-// renewLimits asks for the limits. optmem_max is that of the calling thread's network namespace, and a socket of another
-// one has another; see optmemUse.
+// renewLimits asks for the limits. optmem_max is that of the calling thread's
+// network namespace, and a socket of another one has another; see optmemUse.
 func renewLimits(now time.Duration) *limits {
 	l := readLimits()
 	l.read = now
@@ -48,9 +50,10 @@ func renewLimits(now time.Duration) *limits {
 	return l
 }
 
-// A tally counts what is in flight: what closed connections hold, and what the kernel charges to RLIMIT_MEMLOCK. It
-// remembers how much the kernel let be charged when it last refused. The limit is one for all processes of a user, and the
-// kernel does not tell what the others have.
+// A tally counts what is in flight: what closed connections hold, and what the
+// kernel charges to RLIMIT_MEMLOCK. It remembers how much the kernel let be
+// charged when it last refused. The limit is one for all processes of a user,
+// and the kernel does not tell what the others have.
 type tally struct {
 	pinned    atomic.Int64
 	refused   bound
@@ -66,11 +69,12 @@ var inProcess tally
 // kernelPage is the unit in which the kernel charges.
 var kernelPage = int64(os.Getpagesize())
 
-// pinnedBy is what the kernel charges for a call of size bytes, however many of them it queues (mm_account_pinned_pages in
-// net/core/skbuff.c).
+// pinnedBy is what the kernel charges for a call of size bytes, however many of
+// them it queues (mm_account_pinned_pages in net/core/skbuff.c).
 func pinnedBy(size int64) int64 { return size&^(kernelPage-1) + 2*kernelPage }
 
-// charges tell what the kernel has charged for each ID, from some ID on: runs of IDs with the same charge.
+// charges tell what the kernel has charged for each ID, from some ID on: runs
+// of IDs with the same charge.
 type charges struct {
 	runs   queue[chargeRun]
 	joined int64 // bytes of the calls that may share the newest ID's notification
@@ -82,8 +86,8 @@ type chargeRun struct {
 	sum  int64 // of all IDs below hi, ever
 }
 
-// mostJoined is the most bytes of calls to which the kernel gives one notification (msg_zerocopy_realloc in
-// net/core/skbuff.c).
+// mostJoined is the most bytes of calls to which the kernel gives one
+// notification (msg_zerocopy_realloc in net/core/skbuff.c).
 const mostJoined = 512 << 10
 
 // add begins the newest ID, which a call of size bytes has taken.
@@ -92,7 +96,8 @@ func (c *charges) add(id uint64, size int64) {
 	c.put(id, pinnedBy(size))
 }
 
-// join adds a call of size bytes to the newest ID, unless it is too long to share its notification.
+// join adds a call of size bytes to the newest ID, unless it is too long to
+// share its notification.
 func (c *charges) join(id uint64, size int64) bool {
 	if c.runs.len() == 0 || c.joined+size > mostJoined {
 		return false
@@ -136,8 +141,9 @@ func (c *charges) forget(id uint64) {
 	}
 }
 
-// A bound is how much may be in flight since the kernel has refused more: notifications of a connection, or what a tally
-// counts. It is kept for limitsHold only: then a call may exceed it again, and so ask the kernel.
+// A bound is how much may be in flight since the kernel has refused more:
+// notifications of a connection, or what a tally counts. It is kept for
+// limitsHold only: then a call may exceed it again, and so ask the kernel.
 type bound struct{ last atomic.Pointer[refusal] }
 
 // refusal is what an ENOBUFS has told.
@@ -157,8 +163,9 @@ func (b *bound) current(now time.Duration) *refusal {
 	return &noRefusal
 }
 
-// refuse takes note of an ENOBUFS while tried was in flight or about to be, and that most may be. A refusal of what the
-// bound had allowed halves it, so that few can follow one another.
+// refuse takes note of an ENOBUFS while tried was in flight or about to be, and
+// that most may be. A refusal of what the bound had allowed halves it, so that
+// few can follow one another.
 func (b *bound) refuse(why reason, tried, most int64, now time.Duration) {
 	old := b.current(now).most
 	if most = min(most, old); tried <= old {
@@ -167,10 +174,12 @@ func (b *bound) refuse(why reason, tried, most int64, now time.Duration) {
 	b.last.Store(&refusal{why, most, now + limitsHold})
 }
 
-// withinBounds reports whether the next call may be flagged without more being in flight than may be, and makes the call
-// smaller if that helps. Completions that no goroutine has read yet count as in flight, so it reads them before it says no.
-// Then it is not asked again before the send buffer has room again, because acknowledgements, which make that, bring
-// completions. So what is copied takes no more calls than Write.
+// withinBounds reports whether the next call may be flagged without more being
+// in flight than may be, and makes the call smaller if that helps. Completions
+// that no goroutine has read yet count as in flight, so it reads them before it
+// says no. Then it is not asked again before the send buffer has room again,
+// because acknowledgements, which make that, bring completions. So what is
+// copied takes no more calls than Write.
 func (w *write) withinBounds(fd uintptr) bool {
 	if w.syscalls > 0 { // they may have changed since the write began
 		w.now = clock()
@@ -231,8 +240,9 @@ func (w *write) fit() (why reason, ok bool) {
 	return why, int64(w.size) >= min(least, w.total-w.queued)
 }
 
-// noBuffers answers ENOBUFS. It never waits: it finds out which limit it was and how much may be in flight by that, and
-// leaves it to withinBounds to make the next call smaller, or to have it copied.
+// noBuffers answers ENOBUFS. It never waits: it finds out which limit it was
+// and how much may be in flight by that, and leaves it to withinBounds to make
+// the next call smaller, or to have it copied.
 func (w *write) noBuffers(fd uintptr) {
 	s, total := w.s, w.s.ledger().total
 	w.now = clock()
@@ -262,12 +272,14 @@ func (w *write) noBuffers(fd uintptr) {
 	total.refused.refuse(why, before+pinnedBy(size), pinned+pinnedBy(room), w.now)
 }
 
-// blame tells which limit an ENOBUFS was about. net.core.optmem_max is about what one socket was charged for notifications
-// (sock_omalloc in net/core/sock.c), RLIMIT_MEMLOCK about what all sockets of the user were charged, and the size of the
-// call. So room tells, which is how much of what was asked another socket is granted, one that was charged nothing yet.
+// blame tells which limit an ENOBUFS was about. net.core.optmem_max is about
+// what one socket was charged for notifications (sock_omalloc in
+// net/core/sock.c), RLIMIT_MEMLOCK about what all sockets of the user were
+// charged, and the size of the call. So room tells, which is how much of what
+// was asked another socket is granted, one that was charged nothing yet.
 //
-// Where it does not, what the socket was charged for notifications is compared with what the system says of optmem_max, if
-// that is about this socket.
+// Where it does not, what the socket was charged for notifications is compared
+// with what the system says of optmem_max, if that is about this socket.
 func (w *write) blame(fd uintptr, charged, asked, room int64) reason {
 	l := w.limits
 	limited, told := l.pinned < noLimits.pinned, l.ids < noLimits.ids

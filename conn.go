@@ -27,17 +27,21 @@ type Config struct {
 	// exceed it is copied; it does not wait. 0 means no bound but the socket's send buffer.
 	MaxInFlight int64
 
-	// CloseTimeout is how long Close goes on, in the background, to deliver what is in flight before it resets the
-	// connection, if the peer takes it, however slowly; after [Conn.File], before it gives up the memory. 0 means
+	// CloseTimeout is how long Close goes on, in the background, to deliver
+	// what is in flight before it resets the connection, if the peer takes it,
+	// however slowly; after [Conn.File], before it gives up the memory. 0 means
 	// DefaultCloseTimeout.
 	CloseTimeout time.Duration
 
-	// StallTimeout is how long, within CloseTimeout, Close waits for a peer that takes nothing: it has not acknowledged
-	// a byte, because it does not read or is gone. 0 means DefaultStallTimeout; a StallTimeout of CloseTimeout or more has
-	// no effect. While a goroutine waits in [Pool.Get] for memory that the closed connection holds, a peer has at most two
-	// seconds, and the time before Close counts for which its window has been closed. It always has four round trips. A
-	// peer that reads steadily, but less than its window opens by at a time, cannot be told from one that does not: a
-	// segment, or a sixteenth of its receive buffer.
+	// StallTimeout is how long, within CloseTimeout, Close waits for a peer
+	// that takes nothing: it has not acknowledged a byte, because it does not
+	// read or is gone. 0 means DefaultStallTimeout; a StallTimeout of
+	// CloseTimeout or more has no effect. While a goroutine waits in [Pool.Get]
+	// for memory that the closed connection holds, a peer has at most two
+	// seconds, and the time before Close counts for which its window has been
+	// closed. It always has four round trips. A peer that reads steadily, but
+	// less than its window opens by at a time, cannot be told from one that
+	// does not: a segment, or a sixteenth of its receive buffer.
 	StallTimeout time.Duration
 
 	// UserTimeout bounds how long lent memory waits for a peer that acknowledges
@@ -88,14 +92,17 @@ type Config struct {
 	// is not read.
 	ErrorQueue func(c *net.TCPConn, m ErrorQueueMessage)
 
-	// Logger hears of what is rare: zero-copy going off and on, memory whose release was never proven, and at debug level
-	// messages for want of an ErrorQueue. It may be called inside of a write, and must not use the connection. nil logs
-	// nothing, except that the first connection of the process whose completions turn out to be wrong tells slog.Default().
+	// Logger is told what is rare: zero-copy going off and on, memory whose
+	// release was never proven, and at debug level messages for want of an
+	// ErrorQueue. It may be called inside of a write, and must not use the
+	// connection. nil logs nothing, except that the first connection of the
+	// process whose completions turn out to be wrong tells slog.Default().
 	Logger *slog.Logger
 
 	// insist keeps flagging on a path that copies: for tests of completions over loopback.
 	insist bool
-	// patience is how long a completion may be missing of what the peer has acknowledged.
+	// patience is how long a completion may be missing of what the peer has
+	// acknowledged.
 	patience time.Duration
 	filled   bool // by withDefaults
 }
@@ -149,7 +156,8 @@ func (full Config) fill() *Config {
 // errConfig is matched by the errors of Configs that are not valid.
 var errConfig = errors.New("zcnet: Config is not valid")
 
-// maxUserTimeout is the longest time that TCP_USER_TIMEOUT takes, an int of milliseconds.
+// maxUserTimeout is the longest time that TCP_USER_TIMEOUT takes, an int of
+// milliseconds.
 const maxUserTimeout = math.MaxInt32 * time.Millisecond
 
 func (cfg *Config) validate() error {
@@ -162,11 +170,13 @@ func (cfg *Config) validate() error {
 // milliseconds rounds up, so that a short time does not become none.
 func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) / time.Millisecond) }
 
-// Wrap returns a [*Conn] that sends over c, if c is a *net.TCPConn whose socket can send without copying; otherwise it
-// returns c itself, unchanged. [Probe] says why. The result replaces c, which must not be used for reading or
-// closing any more. Deadlines that were set before still hold; set them on the result from then on. Setting
-// ZCNET_DISABLE=1 in the environment makes Wrap return its input always. Of a cfg that is not valid, which NewConn
-// returns an error for, cfg.Logger is told.
+// Wrap returns a [*Conn] that sends over c, if c is a *net.TCPConn whose socket
+// can send without copying; otherwise it returns c itself, unchanged. [Probe]
+// says why. The result replaces c, which must not be used for reading or
+// closing any more. Deadlines that were set before still hold; set them on the
+// result from then on. Setting ZCNET_DISABLE=1 in the environment makes Wrap
+// return its input always. Of a cfg that is not valid, which NewConn returns an
+// error for, cfg.Logger is told.
 func Wrap(c net.Conn, cfg *Config) net.Conn {
 	tc, ok := c.(*net.TCPConn)
 	if !ok {
@@ -182,14 +192,17 @@ func Wrap(c net.Conn, cfg *Config) net.Conn {
 	return zc
 }
 
-// NewConn is the strict form of [Wrap]: where zero-copy is not to be had it returns an error that says why and that
-// matches errors.ErrUnsupported, and leaves c as it was. A nil or closed connection, or a Config that is not valid, is
-// another error.
+// NewConn is the strict form of [Wrap]: where zero-copy is not to be had it
+// returns an error that says why and that matches errors.ErrUnsupported, and
+// leaves c as it was. A nil or closed connection, or a Config that is not
+// valid, is another error.
 //
-// A socket can be wrapped once in its life, also through duplicates of its descriptor, because the kernel counts
-// completions by the socket. One on which SO_ZEROCOPY is set already, by its listener or its dialer, can be wrapped if
-// no other code has sent with MSG_ZEROCOPY on it. Before Linux 4.17 that is the only way: the kernel takes the option
-// only before a socket is connected, in net.ListenConfig.Control or net.Dialer.Control.
+// A socket can be wrapped once in its life, also through duplicates of its
+// descriptor, because the kernel counts completions by the socket. One on which
+// SO_ZEROCOPY is set already, by its listener or its dialer, can be wrapped if
+// no other code has sent with MSG_ZEROCOPY on it. Before Linux 4.17 that is the
+// only way: the kernel takes the option only before a socket is connected, in
+// net.ListenConfig.Control or net.Dialer.Control.
 func NewConn(c *net.TCPConn, cfg *Config) (*Conn, error) {
 	if c == nil {
 		return nil, errors.New("zcnet: NewConn of a nil *net.TCPConn")
@@ -311,52 +324,66 @@ var (
 //
 // It deviates from *net.TCPConn in this:
 //
-//   - WritePinned, WritePinnedBuffers, WriteFrame, Flush and Acknowledged are new. Write copies, as ever.
+//   - WritePinned, WritePinnedBuffers, WriteFrame, Flush and Acknowledged are
+//     new. Write copies, as ever.
 //   - ReadFrom, and so io.Copy to a Conn, sends without copying what it reads from readers other than files and
 //     connections; see [Conn.ReadFrom].
 //   - Close returns at once, as ever, but while memory is in flight the connection is delivered, or reset, in the
 //     background; see [Conn.Close].
 //   - The library reads the socket's error queue; see Config.ErrorQueue.
-//   - SyscallConn returns a raw connection whose Read survives completions; see [Conn.SyscallConn].
-//   - After File the connection copies, and its Close leaves the stream to the other owner; see [Conn.File].
-//   - A Conn that is dropped without Close lives on until nothing is in flight, and is closed after Config.CloseTimeout, or
-//     Config.StallTimeout without progress, at the latest; see [LogDropped].
+//   - SyscallConn returns a raw connection whose Read survives completions; see
+//     [Conn.SyscallConn].
+//   - After File the connection copies, and its Close leaves the stream to the
+//     other owner; see [Conn.File].
+//   - A Conn that is dropped without Close lives on until nothing is in flight,
+//     and is closed after Config.CloseTimeout, or Config.StallTimeout without
+//     progress, at the latest; see [LogDropped].
 //   - io.Copy from a Conn splices as a whole. Through an io.LimitReader, as io.CopyN uses, it copies.
 //
 // # Code that asks for a *net.TCPConn
 //
-// A Conn is not a *net.TCPConn. Code that decides by the type assertion c.(*net.TCPConn) takes it for something else,
-// mostly without a word. Known to do so are gRPC, which sets TCP_USER_TIMEOUT on a *net.TCPConn only, and for it alone has
-// a reader that holds no buffer while idle; TCPConn of go-proxyproto; switches on the type in NATS; and handlers that
-// expect one of net/http's Hijack. Options belong to the socket, so set them before it is wrapped (in the Control function
-// of a net.Dialer or net.ListenConfig, for example), by Config.UserTimeout, or on the embedded connection:
+// A Conn is not a *net.TCPConn. Code that decides by the type assertion
+// c.(*net.TCPConn) takes it for something else, mostly without a word. Known to
+// do so are gRPC, which sets TCP_USER_TIMEOUT on a *net.TCPConn only, and for
+// it alone has a reader that holds no buffer while idle; TCPConn of
+// go-proxyproto; switches on the type in NATS; and handlers that expect one of
+// net/http's Hijack. Options belong to the socket, so set them before it is
+// wrapped (in the Control function of a net.Dialer or net.ListenConfig, for
+// example), by Config.UserTimeout, or on the embedded connection:
 //
 //	if zc, ok := c.(*zcnet.Conn); ok {
 //		tc := zc.TCPConn // for options, addresses and TCP_INFO
 //		...
 //	}
 //
-// An assertion to an interface, such as interface{ SetNoDelay(bool) error } or syscall.Conn, works.
+// An assertion to an interface, such as interface{ SetNoDelay(bool) error } or
+// syscall.Conn, works.
 //
 // # What goes past the library
 //
-// These are the *net.TCPConn's own, and right as they are: net.Buffers, which copies and is in order with all other
-// writes; SetWriteDeadline; CloseWrite, after which completions go on; CloseRead, which ends Reads of every kind;
-// LocalAddr, RemoteAddr, MultipathTCP (never in use), SetLinger, SetNoDelay, SetKeepAlive and the like, SetReadBuffer and
-// SetWriteBuffer.
+// These are the *net.TCPConn's own, and right as they are: net.Buffers, which
+// copies and is in order with all other writes; SetWriteDeadline; CloseWrite,
+// after which completions go on; CloseRead, which ends Reads of every kind;
+// LocalAddr, RemoteAddr, MultipathTCP (never in use), SetLinger, SetNoDelay,
+// SetKeepAlive and the like, SetReadBuffer and SetWriteBuffer.
 //
-// Reading from the embedded *net.TCPConn, by its Read, WriteTo or SyscallConn, can fail with "not pollable" while
-// completions arrive. A deadline for reading that is set on it is not seen by a blocked Read of the Conn. Closing it
-// breaks the promise about memory in flight, and its File is not known to Close: nor is a descriptor that was
-// duplicated, or passed to another process, by way of SyscallConn.
+// Reading from the embedded *net.TCPConn, by its Read, WriteTo or SyscallConn,
+// can fail with "not pollable" while completions arrive. A deadline for reading
+// that is set on it is not seen by a blocked Read of the Conn. Closing it
+// breaks the promise about memory in flight, and its File is not known to
+// Close: nor is a descriptor that was duplicated, or passed to another process,
+// by way of SyscallConn.
 //
 // # Embedding a Conn
 //
-// A struct that embeds a *Conn and overrides Write, to count, limit or encrypt what is sent, is gone past: io.Copy to it
-// finds the ReadFrom of the Conn, net.Buffers.WriteTo its writev, and NewWriter its WritePinned, WritePinnedBuffers and
-// WriteFrame. The same is true for Read and WriteTo. Embed the interface net.Conn instead, with the Conn in it: it has
-// no other way to write, so that everything, the writer of [NewWriter] included, comes by Write. See the example. Add
-// what is to be kept, such as CloseWrite, by hand.
+// A struct that embeds a *Conn and overrides Write, to count, limit or encrypt
+// what is sent, is gone past: io.Copy to it finds the ReadFrom of the Conn,
+// net.Buffers.WriteTo its writev, and NewWriter its WritePinned,
+// WritePinnedBuffers and WriteFrame. The same is true for Read and WriteTo.
+// Embed the interface net.Conn instead, with the Conn in it: it has no other
+// way to write, so that everything, the writer of [NewWriter] included, comes
+// by Write. See the example. Add what is to be kept, such as CloseWrite, by
+// hand.
 type Conn struct {
 	*net.TCPConn
 	s *socket
@@ -531,23 +558,30 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 // Close closes the connection, as of any net.Conn: blocked reads and writes return, and later ones fail with
 // net.ErrClosed.
 //
-// If memory is in flight the socket lives on in the background until its completions have come: the queued bytes and
-// the end of the stream are delivered, and tickets, Wait and Flush go on working. A peer that takes nothing for
-// Config.StallTimeout, or not everything within Config.CloseTimeout, loses the rest: the connection is reset, which
-// makes the kernel give the memory up, and tickets report [ErrConnFailed]. What a device still holds after another
-// CloseTimeout at the latest is given up for lost: tickets report [ErrReleaseUnproven], Stats says how many bytes, and
-// the memory is never used again. Stats counts the closed connections of the process that hold memory, how much, and
-// those that had to be reset; Logger is told of each of them.
+// If memory is in flight the socket lives on in the background until its
+// completions have come: the queued bytes and the end of the stream are
+// delivered, and tickets, Wait and Flush go on working. A peer that takes
+// nothing for Config.StallTimeout, or not everything within
+// Config.CloseTimeout, loses the rest: the connection is reset, which makes the
+// kernel give the memory up, and tickets report [ErrConnFailed]. What a device
+// still holds after another CloseTimeout at the latest is given up for lost:
+// tickets report [ErrReleaseUnproven], Stats says how many bytes, and the
+// memory is never used again. Stats counts the closed connections of the
+// process that hold memory, how much, and those that had to be reset; Logger is
+// told of each of them.
 //
-// Close needs no descriptor to spare: at the limit of the process it keeps the connection's own in use for as long. Where
-// connect(2), by which the library resets, is forbidden, as by a seccomp filter, the connection times out instead, which
-// takes up to two minutes.
+// Close needs no descriptor to spare: at the limit of the process it keeps the
+// connection's own in use for as long. Where connect(2), by which the library
+// resets, is forbidden, as by a seccomp filter, the connection times out
+// instead, which takes up to two minutes.
 //
-// SetLinger keeps its meaning: with 0 the connection is reset at once, with n > 0 Close waits up to n seconds for what is
-// in flight, and returns an error that matches [ErrConnFailed] if the connection has failed meanwhile. A peer that sends
-// more after Close makes its kernel's and ours reset the connection, as ever. Unlike *net.TCPConn's, this Close delivers
-// what is in flight before it resets a connection of which received bytes were left unread. After [Conn.File] it leaves the
-// stream alone.
+// SetLinger keeps its meaning: with 0 the connection is reset at once, with n >
+// 0 Close waits up to n seconds for what is in flight, and returns an error
+// that matches [ErrConnFailed] if the connection has failed meanwhile. A peer
+// that sends more after Close makes its kernel's and ours reset the connection,
+// as ever. Unlike *net.TCPConn's, this Close delivers what is in flight before
+// it resets a connection of which received bytes were left unread. After
+// [Conn.File] it leaves the stream alone.
 func (c *Conn) Close() error {
 	defer runtime.KeepAlive(c) // or it would count as dropped meanwhile
 	return c.s.close()

@@ -377,8 +377,8 @@ func (l embedsListener) Accept() (net.Conn, error) {
 	return l.TCPListener.Accept()
 }
 
-// Programs ask a listener by type assertion for what is not in net.Listener: to accept for a while only, to hand it
-// over to a successor, to set options.
+// Programs ask a listener by type assertion for what is not in net.Listener: to
+// accept for a while only, to hand it over to a successor, to set options.
 func TestListenerKeepsTheMethodsOfWhatItWraps(t *testing.T) {
 	skipWithoutZeroCopy(t)
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
@@ -622,8 +622,8 @@ type pairMaker func(t testing.TB) (near, far *net.TCPConn)
 // asIs has connections read by Read.
 func asIs(c net.Conn) net.Conn { return c }
 
-// compareReads runs every behaviour on a plain connection and on each kind, all of them read in the same way, and wants
-// the same errors.
+// compareReads runs every behaviour on a plain connection and on each kind, all
+// of them read in the same way, and wants the same errors.
 func compareReads(t *testing.T, plain pairMaker, by func(net.Conn) net.Conn, kinds []sceneKind) {
 	for _, b := range readBehaviours {
 		t.Run(b.name, func(t *testing.T) {

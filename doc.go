@@ -17,12 +17,15 @@
 //
 //  1. Only a [Pinned] can be sent without copying. [Pin] makes one of the caller's memory, [Alloc] and [Pool] of their
 //     own.
-//  2. From WritePinned until its [Ticket] is done the memory is lent to the kernel: read it, do not write it. (Memory of
-//     Pin may be written by callers who accept that of each byte either the old or the new value travels, as live migration
-//     does: a word of several bytes may be half old and half new, and a retransmission may differ from what it repeats.)
+//  2. From WritePinned until its [Ticket] is done the memory is lent to the
+//     kernel: read it, do not write it. (Memory of Pin may be written by
+//     callers who accept that of each byte either the old or the new value
+//     travels, as live migration does: a word of several bytes may be half old
+//     and half new, and a retransmission may differ from what it repeats.)
 //  3. Memory in flight is never unmapped or collected, whatever the caller drops or releases.
-//  4. [Conn.Close] keeps the contract: it returns at once, and the socket is kept in the background until the kernel
-//     has given the memory back. Memory whose release is never proven is never used again.
+//  4. [Conn.Close] keeps the contract: it returns at once, and the socket is
+//     kept in the background until the kernel has given the memory back. Memory
+//     whose release is never proven is never used again.
 //
 // Whoever breaks the second rule corrupts data in silence, unless Config.Guard is set. Then
 //
@@ -55,14 +58,18 @@
 //
 // # Tests
 //
-// In a bubble of testing/synctest a Conn works as a *net.TCPConn does there: by the real network and the real clock. A
-// goroutine that waits for a completion, in [Ticket.Wait] or [Conn.Flush] for example, is not durably blocked: the clock
-// of the bubble stands still, and a context's timeout does not end the wait. For tests with fake time put [NewWriter] over
-// net.Pipe. See docs/synctest.md, also for pools, and for hooks and loggers, which are called outside of the bubble.
+// In a bubble of testing/synctest a Conn works as a *net.TCPConn does there: by
+// the real network and the real clock. A goroutine that waits for a completion,
+// in [Ticket.Wait] or [Conn.Flush] for example, is not durably blocked: the
+// clock of the bubble stands still, and a context's timeout does not end the
+// wait. For tests with fake time put [NewWriter] over net.Pipe. See
+// docs/synctest.md, also for pools, and for hooks and loggers, which are called
+// outside of the bubble.
 //
 // # Systems
 //
-// Linux 4.17 or later sends without copying, and 4.14 where SO_ZEROCOPY was set before the connection was made (see
-// [NewConn]). On every other system the package builds, and copies. Setting
-// ZCNET_DISABLE=1 in the environment turns zero-copy off in the field.
+// Linux 4.17 or later sends without copying, and 4.14 where SO_ZEROCOPY was set
+// before the connection was made (see [NewConn]). On every other system the
+// package builds, and copies. Setting ZCNET_DISABLE=1 in the environment turns
+// zero-copy off in the field.
 package zcnet

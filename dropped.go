@@ -89,9 +89,10 @@ func (p *Pool) watchSelf() {
 	}, p.memory)
 }
 
-// dropped is called when nobody refers to the Conn of s any more. Once nothing is in flight the library lets go of the
-// *net.TCPConn, which then closes itself, unless it is still in use. If that takes longer than Close would wait, the
-// connection is closed.
+// dropped is called when nobody refers to the Conn of s any more. Once nothing
+// is in flight the library lets go of the *net.TCPConn, which then closes
+// itself, unless it is still in use. If that takes longer than Close would
+// wait, the connection is closed.
 func (s *socket) dropped() {
 	if s.ledger().isClosed() {
 		return

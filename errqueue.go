@@ -15,7 +15,8 @@ type ErrorQueueMessage struct {
 	Flags   int    // MSG_TRUNC and MSG_CTRUNC say that Data or Control was cut
 }
 
-// foreignQueue keeps messages for Config.ErrorQueue until a goroutine can call it for which nothing waits.
+// foreignQueue keeps messages for Config.ErrorQueue until a goroutine can call
+// it for which nothing waits.
 type foreignQueue struct {
 	mu         sync.Mutex
 	pending    []ErrorQueueMessage

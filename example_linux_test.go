@@ -11,8 +11,8 @@ import (
 	"github.com/zcnet-go/zcnet"
 )
 
-// An embeddingConn counts what is written, and misses most of it: everything but Write goes past it, by the methods of the
-// Conn that it embeds.
+// An embeddingConn counts what is written, and misses most of it: everything
+// but Write goes past it, by the methods of the Conn that it embeds.
 type embeddingConn struct {
 	*zcnet.Conn
 	writes *int
@@ -23,8 +23,8 @@ func (c embeddingConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// A countingConn has the Conn in an interface, and so no method by which it could be gone past. What else it needs of the
-// Conn it passes on by hand.
+// A countingConn has the Conn in an interface, and so no method by which it
+// could be gone past. What else it needs of the Conn it passes on by hand.
 type countingConn struct {
 	net.Conn
 	writes *int
@@ -74,7 +74,8 @@ func ExampleConn_overridingWrite() {
 	// 144 bytes received
 }
 
-// The barrier of a replication or a migration: everything written so far, by whatever call, has arrived.
+// The barrier of a replication or a migration: everything written so far, by
+// whatever call, has arrived.
 func ExampleConn_Acknowledged() {
 	l := listen()
 	defer l.Close()

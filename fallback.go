@@ -17,8 +17,9 @@ import (
 // net.Pipe, unix sockets, TCP on other systems) it returns a writer that means the same and copies: each write
 // blocks as a Write of c does, and its ticket is done when it returns. So callers need one code path only.
 //
-// A struct that embeds a *Conn is a ZeroCopyWriter, too, by the Conn's methods: the writer sends past a Write that it
-// overrides, as [Conn] says. One that embeds the interface net.Conn is written to by its Write.
+// A struct that embeds a *Conn is a ZeroCopyWriter, too, by the Conn's methods:
+// the writer sends past a Write that it overrides, as [Conn] says. One that
+// embeds the interface net.Conn is written to by its Write.
 //
 // The writer does not own c: close c as before. It may be used by many goroutines at once if c may. A write of
 // several buffers is one Write of c, of a joined copy of them where c cannot gather (writev).

@@ -18,8 +18,10 @@ import (
 // summed when it is lent and again when it comes back. How pages are protected is in guard_linux.go, how a fault gets its
 // message in guardtrap_linux_amd64.go.
 
-// ErrChangedInFlight is what a [Ticket] reports under Config.Guard when its memory was written to before it was done. The
-// memory is free and the connection is healthy, but the peer may have received either content of each byte.
+// ErrChangedInFlight is what a [Ticket] reports under Config.Guard when its
+// memory was written to before it was done. The memory is free and the
+// connection is healthy, but the peer may have received either content of each
+// byte.
 var ErrChangedInFlight = errors.New("memory was changed while in flight, and the peer may have received either content")
 
 // A guard watches over the memory of one write, from before the first flagged call until the last completion. It is

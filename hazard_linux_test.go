@@ -955,8 +955,10 @@ func TestCollectorLeavesMemoryInFlightAlone(t *testing.T) {
 	_ = garbage
 }
 
-// TestWriterReadsCompletionsThatNobodyElseReads leaves room for one notification only, and no goroutine waits: the second
-// call fails with ENOBUFS, and from then on the writer reads the completion of the call before in advance.
+// TestWriterReadsCompletionsThatNobodyElseReads leaves room for one
+// notification only, and no goroutine waits: the second call fails with
+// ENOBUFS, and from then on the writer reads the completion of the call before
+// in advance.
 func TestWriterReadsCompletionsThatNobodyElseReads(t *testing.T) {
 	link := lab.ForTest(t)
 	check(t, link.Sender.SetSysctl("net.core.optmem_max", "1000"))

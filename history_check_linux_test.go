@@ -64,8 +64,8 @@ func (h *history) checkWrite(op *writeOp) {
 	}
 }
 
-// checkDone is about when a ticket is done. A completion that was lost or invented, and bytes that were not
-// acknowledged when it was read, put it off.
+// checkDone is about when a ticket is done. A completion that was lost or
+// invented, and bytes that were not acknowledged when it was read, put it off.
 func (h *history) checkDone(op *writeOp) {
 	h.assert(!op.done || len(op.ids) == op.lost, "write %d is done, with %d of %d IDs unread and %d lost", op.number, len(op.ids), op.flagged, op.lost)
 	l := h.c.s.ledger()

@@ -19,16 +19,18 @@ type kernel interface {
 	currentLimits(now time.Duration) *limits
 	renewLimits(now time.Duration) *limits
 
-	// optionMemory returns the bytes of kernel memory that the socket's notifications take, read ones excluded, and its
-	// other options. It reports false if the kernel does not tell.
+	// optionMemory returns the bytes of kernel memory that the socket's
+	// notifications take, read ones excluded, and its other options. It reports
+	// false if the kernel does not tell.
 	optionMemory(fd uintptr) (bytes int64, ok bool)
 
 	// What follows is asked when the kernel has refused a call for want of buffers.
 
-	// inOurNamespace reports whether the limits are about the socket's network namespace.
+	// inOurNamespace reports whether the limits are about the socket's network
+	// namespace.
 	inOurNamespace(fd uintptr) bool
-	// roomToPin returns how much of size RLIMIT_MEMLOCK lets one call pin now, by whichever socket, or unknown. It halves
-	// the size until it knows.
+	// roomToPin returns how much of size RLIMIT_MEMLOCK lets one call pin now,
+	// by whichever socket, or unknown. It halves the size until it knows.
 	roomToPin(size int64) int64
 
 	completionKernel // the way back, which is different on each system

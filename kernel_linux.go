@@ -17,10 +17,12 @@ type completionKernel interface {
 	// lostUnacknowledged reports whether the connection is dead and the peer has not acknowledged every byte.
 	lostUnacknowledged(fd uintptr) bool
 
-	// connecting reports whether the connection is not established yet. Until then unacknowledged counts nothing.
+	// connecting reports whether the connection is not established yet. Until
+	// then unacknowledged counts nothing.
 	connecting(fd uintptr) bool
-	// unacknowledged returns how many bytes the peer has not acknowledged, those not sent yet included. It reports false if
-	// the kernel does not tell.
+	// unacknowledged returns how many bytes the peer has not acknowledged,
+	// those not sent yet included. It reports false if the kernel does not
+	// tell.
 	unacknowledged(fd uintptr) (bytes int64, ok bool)
 
 	// join, arm, disarm, setDeferred and remove are the poller's. again and added
@@ -35,15 +37,16 @@ type completionKernel interface {
 	linger(fd uintptr) unix.Linger
 	// duplicate makes a second descriptor.
 	duplicate(fd uintptr) (keeper, error)
-	// endStream shuts the socket down, has its last close(2) not block, drops what was received, and reports whether there
-	// was anything.
+	// endStream shuts the socket down, has its last close(2) not block, drops
+	// what was received, and reports whether there was anything.
 	endStream(fd uintptr) (dropped bool)
 	// backlog returns what the peer has not acknowledged.
 	backlog(fd uintptr) backlog
 	// resetAtClose has the last close(2) of the socket reset the connection.
 	resetAtClose(fd uintptr)
-	// disconnect resets the connection, and purges its queues, while notifications can still be read. If it fails, the
-	// same happens when the socket's next retransmission or probe is due.
+	// disconnect resets the connection, and purges its queues, while
+	// notifications can still be read. If it fails, the same happens when the
+	// socket's next retransmission or probe is due.
 	disconnect(fd uintptr) error
 	// close closes the connection's own descriptor. It waits for writes to leave the kernel.
 	close() error

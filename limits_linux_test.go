@@ -19,8 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file is about which limit a refusal (ENOBUFS) was about, and what is made of it. RLIMIT_MEMLOCK is tried by
-// processes of users that exist for these tests only, because it counts what all processes of a user pin.
+// This file is about which limit a refusal (ENOBUFS) was about, and what is
+// made of it. RLIMIT_MEMLOCK is tried by processes of users that exist for
+// these tests only, because it counts what all processes of a user pin.
 
 func init() {
 	children["all pinned by others"] = allPinnedByOthers
@@ -40,8 +41,8 @@ func TestRefusalsByMemlock(t *testing.T) {
 	}
 }
 
-// becomeLimited makes the process one of a user that has no other. It may pin limit bytes, and up to most if it raises the
-// limit.
+// becomeLimited makes the process one of a user that has no other. It may pin
+// limit bytes, and up to most if it raises the limit.
 func becomeLimited(limit, most uint64) error {
 	user := 1<<20 + os.Getpid()
 	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: limit, Max: most}); err != nil {
@@ -50,8 +51,9 @@ func becomeLimited(limit, most uint64) error {
 	return errors.Join(syscall.Setgid(user), syscall.Setuid(user))
 }
 
-// strangers pins memory of this user that zcnet knows nothing of, as other processes do: all that may be pinned down to
-// a page, or up to most bytes. What it returns lets go of it.
+// strangers pins memory of this user that zcnet knows nothing of, as other
+// processes do: all that may be pinned down to a page, or up to most bytes.
+// What it returns lets go of it.
 func strangers(most int64) (release func(), err error) {
 	var conns []net.Conn
 	release = func() {
@@ -114,8 +116,9 @@ func plainPair() (near, far *net.TCPConn, err error) {
 // few is how many refusals there may be since start.
 func few(start time.Time) uint64 { return 4 * (1 + uint64(time.Since(start)/limitsHold)) }
 
-// allPinnedByOthers: the kernel is asked now and then only, a write takes the calls of Write, and what others let go of
-// during one long write is used in it.
+// allPinnedByOthers: the kernel is asked now and then only, a write takes the
+// calls of Write, and what others let go of during one long write is used in
+// it.
 func allPinnedByOthers() error {
 	if err := becomeLimited(4<<20, 4<<20); err != nil {
 		return err
@@ -166,7 +169,8 @@ func allPinnedByOthers() error {
 	return flaggedWithin(near, far, release)
 }
 
-// flaggedWithin makes one long write, and change while it is blocked, after which calls of it must be flagged.
+// flaggedWithin makes one long write, and change while it is blocked, after
+// which calls of it must be flagged.
 func flaggedWithin(near *Conn, far net.Conn, change func()) error {
 	before := near.Stats().Sends
 	written := make(chan error, 1)
@@ -195,8 +199,8 @@ func flaggedWithin(near *Conn, far net.Conn, change func()) error {
 	return nil
 }
 
-// halfPinnedByOthers: the other half is used, by two connections that send at once, and all refusals are memlock's, though
-// completions come at any time.
+// halfPinnedByOthers: the other half is used, by two connections that send at
+// once, and all refusals are memlock's, though completions come at any time.
 func halfPinnedByOthers() error {
 	const limit = 4 << 20
 	if err := becomeLimited(limit, limit); err != nil {
@@ -242,7 +246,8 @@ func halfPinnedByOthers() error {
 	return errors.New("the kernel has refused nothing")
 }
 
-// nothingPinnedByOthers: the kernel never refuses, because all that it charges is counted.
+// nothingPinnedByOthers: the kernel never refuses, because all that it charges
+// is counted.
 func nothingPinnedByOthers() error {
 	const limit = 2 << 20
 	if err := becomeLimited(limit, limit); err != nil {
@@ -276,8 +281,9 @@ func nothingPinnedByOthers() error {
 	return nil
 }
 
-// chargedCalls makes calls of which the kernel queues a part, and others of which it queues nothing, and compares what it
-// has charged for them with what is counted.
+// chargedCalls makes calls of which the kernel queues a part, and others of
+// which it queues nothing, and compares what it has charged for them with what
+// is counted.
 func chargedCalls(limit int64) error {
 	near, far, err := childPair(insist)
 	if err != nil {
@@ -323,8 +329,8 @@ func limitRaised() error {
 	return errors.Join(raised, err)
 }
 
-// TestMemlockHoldsInAUserNamespace: a process with all capabilities, and with the user IDs of the initial namespace, has
-// CAP_IPC_LOCK in vain.
+// TestMemlockHoldsInAUserNamespace: a process with all capabilities, and with
+// the user IDs of the initial namespace, has CAP_IPC_LOCK in vain.
 func TestMemlockHoldsInAUserNamespace(t *testing.T) {
 	if os.Getuid() != 0 || strconv.IntSize < 64 {
 		t.Skip("a map of all users takes root, and 64 bits")
@@ -373,8 +379,9 @@ func inUserNamespace() error {
 	return nil
 }
 
-// TestOptmemIsBlamedByBehaviour: the peer acknowledges nothing, and the kernel has room for a few notifications only.
-// Whatever it tells of its limits, each refusal is optmem's, no call is made smaller, and few are refused.
+// TestOptmemIsBlamedByBehaviour: the peer acknowledges nothing, and the kernel
+// has room for a few notifications only. Whatever it tells of its limits, each
+// refusal is optmem's, no call is made smaller, and few are refused.
 func TestOptmemIsBlamedByBehaviour(t *testing.T) {
 	const notifications, memlock = 24, 8 << 20
 	hidden := limits{ids: noLimits.ids, pinned: memlock}
@@ -424,7 +431,8 @@ func TestOptmemIsBlamedByBehaviour(t *testing.T) {
 	}
 }
 
-// TestRoomThatCameBackIsMemlocks: what has completed between a refusal and the question after its cause may have made room.
+// TestRoomThatCameBackIsMemlocks: what has completed between a refusal and the
+// question after its cause may have made room.
 func TestRoomThatCameBackIsMemlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHistory(t, settings{})
@@ -511,8 +519,9 @@ func (k knowing) currentLimits(time.Duration) *limits {
 	return &limits{ids: noLimits.ids, pinned: k.pinned}
 }
 
-// TestCallsOfAWriteThatFindsNoRoom: the peer acknowledges nothing, so that what is in flight stays, and the rest of each
-// write is copied by one call, after one look at the error queue.
+// TestCallsOfAWriteThatFindsNoRoom: the peer acknowledges nothing, so that what
+// is in flight stays, and the rest of each write is copied by one call, after
+// one look at the error queue.
 func TestCallsOfAWriteThatFindsNoRoom(t *testing.T) {
 	const room, calls = 256 << 10, 2
 	for _, name := range []string{"MaxInFlight", "RLIMIT_MEMLOCK"} {
@@ -543,7 +552,8 @@ func TestCallsOfAWriteThatFindsNoRoom(t *testing.T) {
 	}
 }
 
-// noSocket: others have all that may be pinned, and this process cannot ask by another socket, as below a seccomp filter.
+// noSocket: others have all that may be pinned, and this process cannot ask by
+// another socket, as below a seccomp filter.
 func noSocket() error {
 	if err := becomeLimited(4<<20, 4<<20); err != nil {
 		return err

@@ -672,8 +672,9 @@ func TestCloseDuringAWriteFreesNothingThatThePeerWaitsFor(t *testing.T) {
 	expect(t, far, want)
 }
 
-// slowWrite begins a write of head copied bytes, one flagged buffer, and tail copied bytes, and beside it a
-// Write of b that waits for its turn before the flagged call is made.
+// slowWrite begins a write of head copied bytes, one flagged buffer, and tail
+// copied bytes, and beside it a Write of b that waits for its turn before the
+// flagged call is made.
 func slowWrite(t *testing.T, c *Conn, head, tail int, p Pinned, b []byte) (ticket *Ticket, written, beside pendingCall) {
 	ticket = new(Ticket)
 	written = beginCall(func() (err error) {

@@ -187,8 +187,8 @@ func (l *ledger) reserve(size int) (first bool, err error) {
 	return l.counts.idsInFlight == 0, nil
 }
 
-// commit records that the reserved call has queued n bytes and so has taken its ID for c. The kernel charges the call
-// whole, whatever part of it was queued.
+// commit records that the reserved call has queued n bytes and so has taken its
+// ID for c. The kernel charges the call whole, whatever part of it was queued.
 func (l *ledger) commit(c *claim, n int) {
 	l.mu.Lock()
 	r := l.reserved
@@ -217,9 +217,10 @@ func (l *ledger) commit(c *claim, n int) {
 	l.settle(finished)
 }
 
-// abort is cancel of a call that the kernel has charged. If the call was to share the notification of the newest ID, the
-// charge stays until that is complete (msg_zerocopy_put_abort in net/core/skbuff.c). Whether it was is not to be seen, so
-// it counts as if it was.
+// abort is cancel of a call that the kernel has charged. If the call was to
+// share the notification of the newest ID, the charge stays until that is
+// complete (msg_zerocopy_put_abort in net/core/skbuff.c). Whether it was is not
+// to be seen, so it counts as if it was.
 func (l *ledger) abort() (stray bool) {
 	l.mu.Lock()
 	if n := len(l.complete); l.base < l.next && (n == 0 || l.complete[n-1].hi < l.next) && l.charges.join(l.next-1, l.reserved.size) {
@@ -264,9 +265,10 @@ func (l *ledger) seal(c *claim, helped bool) Ticket {
 	return t
 }
 
-// completed books the kernel's notification that the IDs from lo to hi, both included and modulo 2^32, are
-// complete. It returns how many IDs were news, and whether all were. IDs that were complete already or never issued
-// change nothing: the kernel does not name them, unless its count is another one.
+// completed books the kernel's notification that the IDs from lo to hi, both
+// included and modulo 2^32, are complete. It returns how many IDs were news,
+// and whether all were. IDs that were complete already or never issued change
+// nothing: the kernel does not name them, unless its count is another one.
 func (l *ledger) completed(lo, hi uint32, copied bool) (news uint64, ok bool) {
 	l.mu.Lock()
 	l.counts.notifications++
@@ -346,7 +348,8 @@ func (l *ledger) credit(s span, copied bool) (fresh uint64, finished *claim) {
 	return fresh, finished
 }
 
-// tell subtracts newly completed IDs from what is charged, and from the claims that own them.
+// tell subtracts newly completed IDs from what is charged, and from the claims
+// that own them.
 func (l *ledger) tell(s span, copied bool, finished *claim) *claim {
 	l.charge(l.charges.below(s.lo) - l.charges.below(s.hi))
 	i := sort.Search(l.claims.len(), func(i int) bool { return l.claims.at(i).hi > s.lo })
@@ -386,8 +389,8 @@ func (l *ledger) charge(n int64) {
 	}
 }
 
-// finish puts c on the list of claims to settle if its last ID is complete, its write has returned and its bytes are
-// acknowledged. l.mu is held.
+// finish puts c on the list of claims to settle if its last ID is complete, its
+// write has returned and its bytes are acknowledged. l.mu is held.
 func (l *ledger) finish(c *claim, finished *claim) *claim {
 	if c.pending > 0 || c.settled {
 		return finished
@@ -461,9 +464,10 @@ func (p *plainBytes) least() int64 {
 }
 
 // acknowledged records that the peer has acknowledged what lies before upTo in
-// the stream, or with math.MaxInt64 that this cannot be known. It is the second proof that memory is free, beside the completion:
-// TCP keeps pages for retransmission until then. Completions that count another
-// program's calls would come too early, and so free nothing.
+// the stream, or with math.MaxInt64 that this cannot be known. It is the second
+// proof that memory is free, beside the completion: TCP keeps pages for
+// retransmission until then. Completions that count another program's calls
+// would come too early, and so free nothing.
 func (l *ledger) acknowledged(upTo int64) {
 	l.mu.Lock()
 	var finished *claim

@@ -16,10 +16,12 @@ var ErrReleased = errors.New("zcnet: Pinned used after Release")
 // Pinned is a view of memory that may be lent to the kernel. It is a small value: pass it and slice it freely. The
 // zero Pinned is empty.
 //
-// From a successful [ZeroCopyWriter.WritePinned] until its [Ticket] is done the memory belongs to the kernel, which
-// sends from it and sends again from it what the network lost. It may be read and it may be sent again meanwhile,
-// but a write to it may change what the peer receives. Callers who accept that, as live migration does for a running
-// guest's memory, may write to memory made by [Pin]: of each byte the old or the new value travels. That holds for bytes
+// From a successful [ZeroCopyWriter.WritePinned] until its [Ticket] is done the
+// memory belongs to the kernel, which sends from it and sends again from it
+// what the network lost. It may be read and it may be sent again meanwhile, but
+// a write to it may change what the peer receives. Callers who accept that, as
+// live migration does for a running guest's memory, may write to memory made by
+// [Pin]: of each byte the old or the new value travels. That holds for bytes
 // only. Of a word of several bytes the peer may receive a part of each value.
 type Pinned struct {
 	b   []byte

@@ -11,10 +11,12 @@ import (
 
 // This file is the pool: a fixed number of buffers that come back by themselves.
 
-// A Pool has a fixed number of buffers of its own memory, of one size. A buffer comes back by itself when it has been
-// released and the last write of it has completed: get, fill, write, release, forget. One whose write has ended with
-// [ErrReleaseUnproven] never does, and the pool maps another in its place. A pool is back-pressure, too:
-// [Pool.Get] waits for a buffer. All methods may be called by many goroutines at once.
+// A Pool has a fixed number of buffers of its own memory, of one size. A buffer
+// comes back by itself when it has been released and the last write of it has
+// completed: get, fill, write, release, forget. One whose write has ended with
+// [ErrReleaseUnproven] never does, and the pool maps another in its place. A
+// pool is back-pressure, too: [Pool.Get] waits for a buffer. All methods may be
+// called by many goroutines at once.
 type Pool struct {
 	size   int
 	memory []byte        // of all buffers
@@ -33,9 +35,10 @@ type Pool struct {
 	cleanup runtime.Cleanup // for the case that it is dropped
 }
 
-// NewPool maps n buffers of size bytes each, as [Alloc] maps memory, each beginning on a page. Memory that was never
-// touched takes no room. Close gives it back. A pool that is made in a bubble of testing/synctest belongs to it; see
-// docs/synctest.md.
+// NewPool maps n buffers of size bytes each, as [Alloc] maps memory, each
+// beginning on a page. Memory that was never touched takes no room. Close gives
+// it back. A pool that is made in a bubble of testing/synctest belongs to it;
+// see docs/synctest.md.
 func NewPool(size, n int) (*Pool, error) {
 	if size <= 0 || n <= 0 {
 		return nil, fmt.Errorf("zcnet: NewPool of %d buffers of %d bytes: both must be positive", n, size)
@@ -73,8 +76,9 @@ func (p *Pool) newRegion(mem []byte, alone bool) *region {
 // Get returns a buffer, whose content is whatever its last user left. If all are in use it waits until one comes back, or
 // until ctx ends, and then returns ctx.Err(). After Close it returns an error that matches os.ErrClosed.
 //
-// While it waits, connections that were closed with released buffers of p in flight, and whose peers take nothing, are
-// reset without further delay; see Config.StallTimeout.
+// While it waits, connections that were closed with released buffers of p in
+// flight, and whose peers take nothing, are reset without further delay; see
+// Config.StallTimeout.
 func (p *Pool) Get(ctx context.Context) (Pinned, error) {
 	select {
 	case <-p.closed:

@@ -76,7 +76,8 @@ func verdict(s Stats) (zeroCopy bool, reason string) {
 	return true, ""
 }
 
-// limitsReached says which limits have made zcnet copy, or send in smaller calls, and what to do about each.
+// limitsReached says which limits have made zcnet copy, or send in smaller
+// calls, and what to do about each.
 func limitsReached(s Stats) (limits []string) {
 	add := func(reached bool, advice string) {
 		if reached {

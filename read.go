@@ -58,8 +58,9 @@ func (s *socket) read(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// readWith calls try, as RawConn.Read does, until it reports true: at once, and each time the library's poller tells
-// that there may be something to read. A look at the socket that does not wait leaves the poller alone.
+// readWith calls try, as RawConn.Read does, until it reports true: at once, and
+// each time the library's poller tells that there may be something to read. A
+// look at the socket that does not wait leaves the poller alone.
 func (s *socket) readWith(op string, try func(fd uintptr) (done bool)) error {
 	s.stats.slowReads.Add(1)
 	var ready <-chan struct{}
@@ -107,8 +108,9 @@ func (s *socket) readDeadlinePassed() bool {
 	return errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// wait returns when ready is closed, or when it is time to look again: at the deadline, or after patience if there is
-// none or it is not known, or no event. Nothing else tells that the descriptor was closed other than by Close.
+// wait returns when ready is closed, or when it is time to look again: at the
+// deadline, or after patience if there is none or it is not known, or no event.
+// Nothing else tells that the descriptor was closed other than by Close.
 func (w *watch) wait(ready <-chan struct{}, patience time.Duration) {
 	if deadline, known := w.readDeadline(); known && deadline != noDeadline {
 		left := deadline - clock()

@@ -11,25 +11,33 @@ import (
 
 // This file sends what is read from any reader, without copying it again, out of buffers of the library's own.
 
-// ReadFrom sends what it reads from r until end of file. Files are sent by sendfile(2), TCP and unix connections by
-// splice(2), as by *net.TCPConn. Any other reader reads into buffers of the library's own, which are sent without
-// copying where that pays, so that the caller has no duty: r's memory is r's again when its Read returns. When ReadFrom
-// returns, everything is queued in the kernel, as after Write; the buffers take care of themselves.
+// ReadFrom sends what it reads from r until end of file. Files are sent by
+// sendfile(2), TCP and unix connections by splice(2), as by *net.TCPConn. Any
+// other reader reads into buffers of the library's own, which are sent without
+// copying where that pays, so that the caller has no duty: r's memory is r's
+// again when its Read returns. When ReadFrom returns, everything is queued in
+// the kernel, as after Write; the buffers take care of themselves.
 //
-// io.Copy to a Conn calls ReadFrom unless the source has a WriteTo, which calls Write, which copies. Such sources are
-// *bytes.Reader, *bytes.Buffer, *strings.Reader, *net.Buffers, what io.MultiReader returns, *bufio.Reader over one of
-// these, and whatever forwards WriteTo to one. For them call conn.ReadFrom(r) instead of io.Copy(conn, r).
+// io.Copy to a Conn calls ReadFrom unless the source has a WriteTo, which calls
+// Write, which copies. Such sources are *bytes.Reader, *bytes.Buffer,
+// *strings.Reader, *net.Buffers, what io.MultiReader returns, *bufio.Reader
+// over one of these, and whatever forwards WriteTo to one. For them call
+// conn.ReadFrom(r) instead of io.Copy(conn, r).
 //
-// What one Read returns is sent at once, unless r has returned promptly, within a millisecond, several times in a row.
-// Then what is shorter than Config.Threshold, as from decompressors and TLS connections, is gathered up to that length,
-// but sent a millisecond later at the latest, also while r is blocked; each time that happens it takes twice as many
-// prompt Reads until the next try. So what comes from a reader that waits between two pieces is not delayed, but for a
-// few of the first times. If r never waits, but is too slow for that, wrap it in a reader whose Read is io.ReadFull of r.
+// What one Read returns is sent at once, unless r has returned promptly, within
+// a millisecond, several times in a row. Then what is shorter than
+// Config.Threshold, as from decompressors and TLS connections, is gathered up
+// to that length, but sent a millisecond later at the latest, also while r is
+// blocked; each time that happens it takes twice as many prompt Reads until the
+// next try. So what comes from a reader that waits between two pieces is not
+// delayed, but for a few of the first times. If r never waits, but is too slow
+// for that, wrap it in a reader whose Read is io.ReadFull of r.
 //
-// A ReadFrom that waits in Read holds 6 KiB or, after a Read that returned more than that, 40 KiB; io.Copy holds 32. Longer
-// buffers are for readers that have just filled one, or that are prompt. They are the process's: 64 of 256 KiB and, for
-// a Threshold above that, 8 of 4 MiB. Prompt readers may keep half of them while they wait; when all are in flight,
-// ReadFrom copies.
+// A ReadFrom that waits in Read holds 6 KiB or, after a Read that returned more
+// than that, 40 KiB; io.Copy holds 32. Longer buffers are for readers that have
+// just filled one, or that are prompt. They are the process's: 64 of 256 KiB
+// and, for a Threshold above that, 8 of 4 MiB. Prompt readers may keep half of
+// them while they wait; when all are in flight, ReadFrom copies.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if src, ok := r.(*Conn); ok {
 		return src.spliceTo(c.TCPConn)
@@ -43,13 +51,15 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 const (
 	readBufferSize  = 256 << 10 // each comes back by itself when it was sent
 	readBufferCount = 64        // of the process: 16 MiB of address space, touched as needed
-	// longestReadBuffer is the longest threshold for which there are buffers to reach it. Longer ones copy.
+	// longestReadBuffer is the longest threshold for which there are buffers to
+	// reach it. Longer ones copy.
 	longestReadBuffer   = 4 << 20
 	longReadBufferCount = 8
 )
 
-// readBuffers is the pool for ReadFrom of all connections; nil where there is no memory for it. longReadBuffers is that
-// of connections with a longer threshold.
+// readBuffers is the pool for ReadFrom of all connections; nil where there is
+// no memory for it. longReadBuffers is that of connections with a longer
+// threshold.
 var (
 	readBuffers     = sync.OnceValue(func() *Pool { return newReadPool(readBufferSize, readBufferCount) })
 	longReadBuffers = sync.OnceValue(func() *Pool { return newReadPool(longestReadBuffer, longReadBufferCount) })
@@ -65,7 +75,8 @@ func newReadPool(size, n int) *Pool {
 	})
 }
 
-// readPool returns the pool with buffers of which a full one is worth sending without a copy, if any is.
+// readPool returns the pool with buffers of which a full one is worth sending
+// without a copy, if any is.
 func (s *socket) readPool() *Pool {
 	if s.cfg.Threshold > readBufferSize && s.cfg.Threshold <= longestReadBuffer {
 		return longReadBuffers()
@@ -116,9 +127,11 @@ func (c *Conn) sendFrom(r io.Reader) (int64, error) {
 	return f.total, err
 }
 
-// How much a Read is asked for. Any Read may be the one that waits for hours, and holds its buffer meanwhile. So a Read
-// gets a long buffer when the one before has filled its own, which tells that there is more, or when r is prompt. The
-// others are no powers of two, because pages and pieces of other copies are: those must not fill one by chance.
+// How much a Read is asked for. Any Read may be the one that waits for hours,
+// and holds its buffer meanwhile. So a Read gets a long buffer when the one
+// before has filled its own, which tells that there is more, or when r is
+// prompt. The others are no powers of two, because pages and pieces of other
+// copies are: those must not fill one by chance.
 const (
 	idleRead  = 6 << 10        // to begin with, and after a Read that returned no more
 	plainRead = 40 << 10       // after one that returned more, but not all that it was asked for
@@ -130,9 +143,10 @@ var (
 	plainBuffers = sync.Pool{New: func() any { return new([plainRead]byte) }}
 )
 
-// Gathering. Whether a Read is going to wait cannot be known, so what is in hand must not depend on it: a timer sends it.
-// It is a bet that pays if the Read returns first. So it is made with a reader that has returned promptly many times in
-// a row, and each lost bet doubles how many.
+// Gathering. Whether a Read is going to wait cannot be known, so what is in
+// hand must not depend on it: a timer sends it. It is a bet that pays if the
+// Read returns first. So it is made with a reader that has returned promptly
+// many times in a row, and each lost bet doubles how many.
 const (
 	longestHold   = time.Millisecond
 	firstPatience = 8
@@ -147,7 +161,8 @@ type feed struct {
 	pool  *Pool // nil if there is none
 	total int64 // bytes in the stream
 
-	// mu is held by ReadFrom except while it is in Read. The timer's goroutine takes it to send what is in hand.
+	// mu is held by ReadFrom except while it is in Read. The timer's goroutine
+	// takes it to send what is in hand.
 	mu     sync.Mutex
 	timer  *time.Timer // runs while there is something in hand; nil before there ever was
 	failed error       // of the timer's write
@@ -184,8 +199,9 @@ func (f *feed) run() (err error) {
 // gathers reports whether r is so prompt that something may be held back.
 func (f *feed) gathers() bool { return f.prompt >= f.patience }
 
-// takesLong takes a long buffer if the next Read is to have one, gives it up if not, and reports whether one is held.
-// A reader that is merely prompt may keep it waiting, and gets none of the last half of the pool.
+// takesLong takes a long buffer if the next Read is to have one, gives it up if
+// not, and reports whether one is held. A reader that is merely prompt may keep
+// it waiting, and gets none of the last half of the pool.
 func (f *feed) takesLong() bool {
 	full := f.next > plainRead
 	if f.p.Len() > 0 && !full && !f.gathers() {
@@ -301,8 +317,9 @@ func (f *feed) late() {
 	f.failed = f.send(true)
 }
 
-// send sends what is in hand. If that was copied after all, its place, which is in the cache, is free for the next Read,
-// unless r is reading behind it already.
+// send sends what is in hand. If that was copied after all, its place, which is
+// in the cache, is free for the next Read, unless r is reading behind it
+// already.
 func (f *feed) send(reading bool) error {
 	if f.timer != nil {
 		f.timer.Stop()

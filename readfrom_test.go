@@ -191,7 +191,8 @@ func TestReadFromCopiesWhenItsBuffersAreInFlight(t *testing.T) {
 	}
 }
 
-// A script is a reader that returns pieces of given lengths, before each of which it calls before.
+// A script is a reader that returns pieces of given lengths, before each of
+// which it calls before.
 type script struct {
 	pieces []int
 	before func(i int)
@@ -306,7 +307,8 @@ func TestReadFromHoldsNothingBackFromAReaderThatIsNotPrompt(t *testing.T) {
 	}
 }
 
-// A reader that is prompt after each answer of the peer only waits whenever something is held back.
+// A reader that is prompt after each answer of the peer only waits whenever
+// something is held back.
 func TestReadFromGivesUpGatheringWhatTheReaderWaitsFor(t *testing.T) {
 	c, s := loopbackPair(t)
 	check(t, s.SetReadDeadline(time.Now().Add(testTimeout)))

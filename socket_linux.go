@@ -104,7 +104,8 @@ func lostUnacknowledged(fd uintptr) bool {
 	return err == nil && left > 0
 }
 
-// sendQueue returns how many bytes the peer has not acknowledged (SIOCOUTQ, tcp(7)). A FIN counts as one.
+// sendQueue returns how many bytes the peer has not acknowledged (SIOCOUTQ,
+// tcp(7)). A FIN counts as one.
 func sendQueue(fd uintptr) (bytes int64, err error) {
 	var n int32
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n)))
@@ -114,7 +115,8 @@ func sendQueue(fd uintptr) (bytes int64, err error) {
 	return int64(n), nil
 }
 
-// optionMemory returns sk_omem_alloc (SO_MEMINFO, sk_get_meminfo in net/core/sock.c; Linux 4.12).
+// optionMemory returns sk_omem_alloc (SO_MEMINFO, sk_get_meminfo in
+// net/core/sock.c; Linux 4.12).
 func optionMemory(fd uintptr) (bytes int64, ok bool) {
 	const skMeminfoOptmem, skMeminfoVars = 6, 9 // include/uapi/linux/sock_diag.h
 	var info [skMeminfoVars]uint32
@@ -159,8 +161,9 @@ func discardReceived(fd uintptr) (some bool) {
 	}
 }
 
-// backlogOf returns what the peer has not acknowledged: nothing if it never will, because what a reset has cut off stays
-// unacknowledged for as long as the socket is open.
+// backlogOf returns what the peer has not acknowledged: nothing if it never
+// will, because what a reset has cut off stays unacknowledged for as long as
+// the socket is open.
 func backlogOf(fd uintptr) backlog {
 	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil || info.State == tcpClose {
@@ -188,10 +191,11 @@ func disconnect(fd uintptr) error {
 	return nil
 }
 
-// expire has the connection time out, with the same effect, when its retransmission or probe timer fires next. It is for
-// processes that must not call connect(2), as under a seccomp filter. If the peer has acknowledged nothing for a time, the
-// timer, which backs off, fires within about as long again (tcp_write_timeout and tcp_probe_timer in
-// net/ipv4/tcp_timer.c).
+// expire has the connection time out, with the same effect, when its
+// retransmission or probe timer fires next. It is for processes that must not
+// call connect(2), as under a seccomp filter. If the peer has acknowledged
+// nothing for a time, the timer, which backs off, fires within about as long
+// again (tcp_write_timeout and tcp_probe_timer in net/ipv4/tcp_timer.c).
 func expire(fd uintptr) {
 	const ms = 1
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms)
@@ -218,7 +222,8 @@ func memlockLimit() (limit uint64, limited bool) {
 	return rl.Cur, rl.Cur != unix.RLIM_INFINITY&math.MaxUint64 && !mayLockMemory()
 }
 
-// mayLockMemory reports whether the process has CAP_IPC_LOCK where the kernel looks for it.
+// mayLockMemory reports whether the process has CAP_IPC_LOCK where the kernel
+// looks for it.
 func mayLockMemory() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -226,9 +231,11 @@ func mayLockMemory() bool {
 	return err == nil && data[0].Effective&(1<<unix.CAP_IPC_LOCK) != 0 && capabilityCounts()
 }
 
-// capabilityCounts reports whether the kernel heeds this process's CAP_IPC_LOCK: in the initial user namespace only
-// (capable in kernel/capability.c). A call of more than RLIMIT_MEMLOCK tells, or, where the kernel says nothing, the number
-// that the initial namespace has (enum init_ns_ino in include/uapi/linux/nsfs.h).
+// capabilityCounts reports whether the kernel heeds this process's
+// CAP_IPC_LOCK: in the initial user namespace only (capable in
+// kernel/capability.c). A call of more than RLIMIT_MEMLOCK tells, or, where the
+// kernel says nothing, the number that the initial namespace has (enum
+// init_ns_ino in include/uapi/linux/nsfs.h).
 var capabilityCounts = sync.OnceValue(func() bool {
 	var rl unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &rl) == nil && rl.Cur < plainCall {
@@ -244,9 +251,11 @@ var capabilityCounts = sync.OnceValue(func() bool {
 	return unix.Stat("/proc/self/ns/user", &st) == nil && st.Ino == initialUserNamespace
 })
 
-// tryToPin asks whether a call of size bytes may be flagged, by a socket that was charged nothing yet. The error is nil,
-// ENOBUFS, or says that the kernel does not tell. Nothing is sent: the socket is not connected, which the kernel sees after
-// it has charged the call (tcp_sendmsg_locked in net/ipv4/tcp.c; before, and so does not tell, in Linux 4.20 and earlier).
+// tryToPin asks whether a call of size bytes may be flagged, by a socket that
+// was charged nothing yet. The error is nil, ENOBUFS, or says that the kernel
+// does not tell. Nothing is sent: the socket is not connected, which the kernel
+// sees after it has charged the call (tcp_sendmsg_locked in net/ipv4/tcp.c;
+// before, and so does not tell, in Linux 4.20 and earlier).
 func tryToPin(size int64) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -264,7 +273,8 @@ func tryToPin(size int64) error {
 	return errno
 }
 
-// roomToPin returns how much of size RLIMIT_MEMLOCK lets one call pin now, halving it until it knows, or unknown.
+// roomToPin returns how much of size RLIMIT_MEMLOCK lets one call pin now,
+// halving it until it knows, or unknown.
 func roomToPin(size int64) int64 {
 	var rl unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &rl) != nil || rl.Cur == unix.RLIM_INFINITY&math.MaxUint64 {
@@ -282,9 +292,10 @@ func roomToPin(size int64) int64 {
 	}
 }
 
-// inOurNamespace reports whether the socket is of the calling thread's network namespace, or the namespace does not matter.
-// It does since net.core.optmem_max is one's own in each (Linux 6.8), and can be told since 5.14, by a process that may make
-// a socket.
+// inOurNamespace reports whether the socket is of the calling thread's network
+// namespace, or the namespace does not matter. It does since
+// net.core.optmem_max is one's own in each (Linux 6.8), and can be told since
+// 5.14, by a process that may make a socket.
 func inOurNamespace(fd uintptr) bool {
 	theirs, err := unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err != nil {

@@ -11,9 +11,10 @@ type Stats struct {
 	Writes uint64 // WritePinned and WritePinnedBuffers calls that sent something
 	Sends  uint64 // flagged system calls that queued something: notification IDs issued
 
-	// Bytes of those writes, by outcome; the first two once their ticket is done.
-	// ZeroCopiedBytes were sent without copy, or given back unsent by a connection that failed: the kernel reports both
-	// alike, so that the count is not 0 even over loopback when connections are reset.
+	// Bytes of those writes, by outcome; the first two once their ticket is
+	// done. ZeroCopiedBytes were sent without copy, or given back unsent by a
+	// connection that failed: the kernel reports both alike, so that the count
+	// is not 0 even over loopback when connections are reset.
 	ZeroCopiedBytes  int64
 	MaybeCopiedBytes int64 // sent with MSG_ZEROCOPY by tickets of which the kernel reported a copy
 	CopiedBytes      int64 // copied by the library
@@ -54,7 +55,8 @@ type Stats struct {
 	Lingering Lingering // of the whole process
 }
 
-// Lingering is what connections of this process hold that were closed with memory in flight; see [Conn.Close].
+// Lingering is what connections of this process hold that were closed with
+// memory in flight; see [Conn.Close].
 type Lingering struct {
 	Conns  int64  // connections that wait for their peers
 	Bytes  int64  // of memory in flight on closed connections

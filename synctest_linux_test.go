@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestPollerGoesByTheRealClockInABubble has goroutines of bubbles, whose clocks are behind
-// and ahead of the real one, set the poller's timer.
+// TestPollerGoesByTheRealClockInABubble has goroutines of bubbles, whose clocks
+// are behind and ahead of the real one, set the poller's timer.
 func TestPollerGoesByTheRealClockInABubble(t *testing.T) {
 	nextCheck := func() (at time.Duration, running bool) {
 		thePoller.mu.Lock()

@@ -25,8 +25,8 @@ type Outcome uint8
 const (
 	// OutcomePending means that the ticket is not done.
 	OutcomePending Outcome = iota
-	// OutcomeZeroCopied means that the kernel sent every byte from the caller's memory, or, if Wait reports
-	// ErrConnFailed, that it copied none.
+	// OutcomeZeroCopied means that the kernel sent every byte from the caller's
+	// memory, or, if Wait reports ErrConnFailed, that it copied none.
 	OutcomeZeroCopied
 	// OutcomeMaybeCopied means that every byte was sent with MSG_ZEROCOPY and that the kernel reported a copy of
 	// at least a part (SO_EE_CODE_ZEROCOPY_COPIED).
@@ -99,10 +99,13 @@ func (t Ticket) Done() <-chan struct{} {
 
 // Wait blocks until the ticket is done or ctx is. It returns
 //
-//   - nil when the memory is free and the connection was not known to have failed when the completion came. That the
-//     peer's kernel has the bytes it says only of those that went uncopied, whose completion is its acknowledgement. Bytes
-//     that were copied, by the library or on the path, may still be in the socket's buffer or in a device's queue, and a
-//     later reset that loses them is not reported here: [Conn.Acknowledged] tells when they have arrived;
+//   - nil when the memory is free and the connection was not known to have
+//     failed when the completion came. That the peer's kernel has the bytes it
+//     says only of those that went uncopied, whose completion is its
+//     acknowledgement. Bytes that were copied, by the library or on the path,
+//     may still be in the socket's buffer or in a device's queue, and a later
+//     reset that loses them is not reported here: [Conn.Acknowledged] tells
+//     when they have arrived;
 //   - an error that matches [ErrConnFailed] when the memory is free and the data is not known to have arrived;
 //   - an error that matches [ErrChangedInFlight], under Config.Guard, when the memory is free and was written to before;
 //   - an error that matches [ErrReleaseUnproven] when the memory will never be known to be free;

@@ -38,16 +38,20 @@ type ZeroCopyWriter interface {
 	// than a page is copied, for a header would cost a page and a pin of its own. It does not keep ps.
 	WritePinnedBuffers(ps []Pinned) (Ticket, error)
 
-	// Flush waits until every ticket issued before the call is done: all buffers are free. Other goroutines may go
-	// on writing meanwhile. It returns all failures of the connection's tickets together, whether they came before
-	// or during the call, or ctx.Err() if ctx ends first. It leaves deadlines alone, and works after Close. As with
-	// [Ticket.Wait], nil does not say that the peer's kernel has what was copied: [Conn.Acknowledged] does.
+	// Flush waits until every ticket issued before the call is done: all
+	// buffers are free. Other goroutines may go on writing meanwhile. It
+	// returns all failures of the connection's tickets together, whether they
+	// came before or during the call, or ctx.Err() if ctx ends first. It leaves
+	// deadlines alone, and works after Close. As with [Ticket.Wait], nil does
+	// not say that the peer's kernel has what was copied: [Conn.Acknowledged]
+	// does.
 	Flush(ctx context.Context) error
 }
 
-// FlushAll is a barrier over several connections: it waits until every ticket that each of them issued before the
-// call is done, and returns all failures together. It is a barrier for memory, as Flush is; where the bytes have to have
-// arrived, call [Conn.Acknowledged] of each.
+// FlushAll is a barrier over several connections: it waits until every ticket
+// that each of them issued before the call is done, and returns all failures
+// together. It is a barrier for memory, as Flush is; where the bytes have to
+// have arrived, call [Conn.Acknowledged] of each.
 func FlushAll(ctx context.Context, ws ...ZeroCopyWriter) error {
 	errs := make([]error, len(ws))
 	var wg sync.WaitGroup
@@ -170,8 +174,8 @@ func (c *Conn) WriteFrame(header []byte, body Pinned) (Ticket, error) {
 	return w.run()
 }
 
-// Flush waits for every ticket issued before the call. See [ZeroCopyWriter]; see [Conn.Acknowledged] for whether the bytes
-// have arrived.
+// Flush waits for every ticket issued before the call. See [ZeroCopyWriter];
+// see [Conn.Acknowledged] for whether the bytes have arrived.
 func (c *Conn) Flush(ctx context.Context) error {
 	defer runtime.KeepAlive(c)
 	l := c.s.ledger()
@@ -191,7 +195,8 @@ func (c *Conn) Flush(ctx context.Context) error {
 const (
 	// smallestCall is the least to which narrow bounds cut flagged calls.
 	smallestCall = 16 << 10
-	// smallCall is the least to which bounds cut flagged calls so that several have room.
+	// smallCall is the least to which bounds cut flagged calls so that several
+	// have room.
 	smallCall = 128 << 10
 	// plainCall is the most that one copying call sends.
 	plainCall = 1 << 30
@@ -523,7 +528,8 @@ func (w *write) advance(n int) {
 	}
 }
 
-// refuse makes the connection copy from here on: flagged calls do not work on it after all.
+// refuse makes the connection copy from here on: flagged calls do not work on
+// it after all.
 func (w *write) refuse(err error) {
 	w.s.refuse(err)
 	w.sendPlainly(reasonRefused)

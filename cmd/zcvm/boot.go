@@ -25,10 +25,12 @@ const (
 	defaultDevices = "e1000,virtio-net"
 	// defaultTimeout is twice what the slowest machine takes on two old cores.
 	defaultTimeout = 6 * time.Minute
-	// transferWrite has 20 as common divisor with 1460, the bytes in a full packet: where a write ends in the middle of a
-	// packet, there are at least 20 in it. One of 1 to 5 bytes is shorter than Ethernet allows. The driver fills it up,
-	// for which the kernel copies its bytes (__skb_pad in net/core/skbuff.c), and the completion of all calls that it
-	// was merged with says "copied".
+	// transferWrite has 20 as common divisor with 1460, the bytes in a full
+	// packet: where a write ends in the middle of a packet, there are at least
+	// 20 in it. One of 1 to 5 bytes is shorter than Ethernet allows. The driver
+	// fills it up, for which the kernel copies its bytes (__skb_pad in
+	// net/core/skbuff.c), and the completion of all calls that it was merged
+	// with says "copied".
 	transferWrite = 120 << 10
 	// transferBytes is enough for completions to come while there is still much to send, and not a whole number of
 	// writes.

@@ -47,8 +47,9 @@ func (r *row) problems() (texts []string) {
 	return texts
 }
 
-// paddedBytes may be marked as copied though the path does not copy: a receive window, too, can cut a packet so short that
-// it has to be filled up (see transferWrite), which marks up to half a megabyte (msg_zerocopy_realloc in
+// paddedBytes may be marked as copied though the path does not copy: a receive
+// window, too, can cut a packet so short that it has to be filled up (see
+// transferWrite), which marks up to half a megabyte (msg_zerocopy_realloc in
 // net/core/skbuff.c). A path that copies marks everything.
 const paddedBytes = transferBytes / 20
 
